@@ -1,0 +1,1 @@
+"""File formats, one a module: :mod:`recon.io.fastmri` reads and writes fastMRI HDF5."""

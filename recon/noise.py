@@ -1,0 +1,66 @@
+"""The noise level, estimated from the acquired k-space itself."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from operators.base import LinearOperator
+from recon.errors import ReconError
+
+# The squared magnitude of complex Gaussian noise of variance s^2 per component is exponential with median 2 ln 2 s^2.
+_MEDIAN = 2 * math.log(2)
+
+
+def estimate_noise(y: Tensor, operator: LinearOperator) -> float:
+    """Noise standard deviation per real component of a measurement whose operator has a sampling ``mask``.
+
+    Raises
+    ------
+    ReconError
+        If the operator has no mask: then the noise level has to be given.
+    """
+    mask = getattr(operator, "mask", None)
+    if mask is None or y.ndim < 2:
+        raise ReconError(f"the noise level of {type(operator).__name__} data cannot be estimated; give noise_std")
+    return kspace_noise_std(y, mask)
+
+
+def kspace_noise_std(kspace: Tensor, mask: Tensor) -> float:
+    """Noise standard deviation per real component of Cartesian k-space.
+
+    Two estimates that signal can only raise, of which the lower is taken: the outermost acquired entries of k-space;
+    and, where whole columns were acquired, the rows of the image (after the transform along the readout) that hold
+    least, which are rows of air wherever the field of view is longer than the object. Medians, so that entries that
+    do hold signal count for little; entries that are exactly zero were not acquired.
+
+    Parameters
+    ----------
+    kspace
+        ``(..., H, W)``, complex, H the readout.
+    mask
+        Broadcasts to ``(H, W)``.
+
+    Returns
+    -------
+    float
+        In the units of ``kspace``.
+    """
+    height, width = kspace.shape[-2:]
+    coils = kspace.reshape(-1, height, width)
+    sampled = mask.to(kspace.device).bool().expand(height, width) & (coils != 0).any(0)
+    if not bool(sampled.any()):
+        raise ReconError("no entry of k-space is both sampled and different from zero")
+    v = torch.linspace(-1, 1, height, device=kspace.device)[:, None].abs()
+    u = torch.linspace(-1, 1, width, device=kspace.device).abs()
+    radius = torch.where(sampled, torch.maximum(v, u), -1.0)
+    edge = radius >= torch.quantile(radius[sampled].double(), 0.9)
+    estimates = [float((coils[:, edge].abs() ** 2).median()) / _MEDIAN]
+    columns = sampled.all(0)
+    if int(columns.sum()) >= 4 and not bool((sampled & ~columns).any()):
+        hybrid = torch.fft.ifft(torch.fft.ifftshift(coils[..., columns], dim=-2), dim=-2, norm="ortho")
+        rows = (hybrid.abs() ** 2).transpose(0, 1).flatten(1).median(dim=1).values
+        estimates.append(float(torch.quantile(rows.double(), 0.05)) / _MEDIAN)
+    return math.sqrt(min(estimates))

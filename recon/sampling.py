@@ -1,0 +1,151 @@
+"""``reconstruct``: data, operator, prior and solver in, posterior out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from operators.base import LinearOperator
+from priors.base import ScorePrior
+from recon.errors import ReconError
+from recon.noise import estimate_noise
+from recon.posterior import Moments, Posterior
+from recon.scale import Scale
+from recon.solvers.base import KeyedNoise, Problem, Solver, settings_of
+from recon.solvers.dds import DDS
+
+NOISE_FLOOR = 1e-3
+"""Smallest noise level, as a fraction of the prior's level, that is believed: rounding and model errors are there
+even in data that were simulated without noise."""
+
+
+def reconstruct(
+    y: Tensor,
+    operator: LinearOperator,
+    prior: ScorePrior,
+    solver: Solver | None = None,
+    num_samples: int = 1,
+    seed: int = 0,
+    *,
+    noise_std: float | None = None,
+    scale: Scale | None = None,
+    key: str = "",
+    keep_samples: bool = False,
+    quantiles: Sequence[float] = (),
+    micro_batch: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Posterior:
+    """Draw posterior samples of one image and summarise them.
+
+    Parameters
+    ----------
+    y
+        Measurement, of the operator's ``range_shape``, in any units.
+    operator
+        Forward operator without batch dimensions.
+    prior
+        Score prior.
+    solver
+        :class:`DDS` with its defaults if not given.
+    num_samples
+        Samples to draw; with one, ``std`` is zero.
+    seed, key
+        The noise of (key, sample, step) depends on these and nothing else.
+    noise_std
+        Noise standard deviation of ``y`` per real component, in its units; estimated for MRI if not given.
+    scale
+        Between scanner and prior; estimated from ``y`` if not given.
+    keep_samples
+        Keep every sample (memory then grows with their number).
+    quantiles
+        Quantiles of the magnitude to compute, in [0, 1]; these keep the magnitudes.
+    micro_batch
+        Samples the solver works on at once; 1 on a CPU, 8 elsewhere if not given. It is always filled, and what is
+        surplus discarded, so that a sample does not depend on how many were asked for.
+    on_progress
+        Called with ``(steps done, steps in all)``.
+
+    Returns
+    -------
+    Posterior
+        In the units of ``y``.
+
+    Raises
+    ------
+    ReconError
+        If the shapes do not fit, the data are not finite or all zero, or an argument is out of its range.
+    """
+    solver = DDS() if solver is None else solver
+    if num_samples < 1:
+        raise ReconError(f"num_samples must be at least 1, got {num_samples}")
+    if any(not 0 <= q <= 1 for q in quantiles):
+        raise ReconError(f"quantiles lie in [0, 1], got {list(quantiles)}")
+    if tuple(y.shape) != tuple(operator.range_shape):
+        raise ReconError(f"the measurement has shape {tuple(y.shape)}, the operator's is {tuple(operator.range_shape)}")
+    if not bool(torch.isfinite(y.abs().sum())):
+        raise ReconError("the measurement holds values that are not finite")
+    if micro_batch is None:
+        micro_batch = 1 if y.device.type == "cpu" else 8
+    if micro_batch < 1:
+        raise ReconError(f"micro_batch must be at least 1, got {micro_batch}")
+    if scale is None:
+        scale = Scale.estimate(y, operator, prior.contract.level)
+    if noise_std is None:
+        noise_std = estimate_noise(y, operator)
+    floor = NOISE_FLOOR * prior.contract.level * scale.factor
+    warnings: list[str] = []
+    if noise_std < floor:
+        warnings.append(f"noise level {noise_std:.3g} raised to {floor:.3g}, a thousandth of the image's level")
+        noise_std = floor
+    if num_samples == 1:
+        warnings.append("one sample has no spread: the standard deviation is zero, not known to be small")
+    warnings.append("the spread has not been calibrated against fully sampled cases")
+
+    problem = Problem(scale.apply(y), operator, noise_std / scale.factor)
+    moments = Moments()
+    kept: list[Tensor] = []
+    magnitudes: list[Tensor] = []
+    nfe = 0
+    with torch.no_grad():
+        for first in range(0, num_samples, micro_batch):
+            noise = KeyedNoise(
+                seed, key, range(first, first + micro_batch), tuple(operator.domain_shape), y.dtype, y.device
+            )
+
+            def report(done: int, total: int, first: int = first) -> None:
+                if on_progress is not None:
+                    batches = -(-num_samples // micro_batch)
+                    on_progress(first // micro_batch * total + done, batches * total)
+
+            solution = solver.sample(problem, prior, noise, report)
+            nfe = solution.nfe
+            for sample in scale.undo(solution.samples[: num_samples - first]):
+                moments.add(sample)
+                if keep_samples:
+                    kept.append(sample)
+                if quantiles:
+                    magnitudes.append(sample.abs() if sample.is_complex() else sample)
+        mean = moments.mean.to(y.dtype)
+        difference = y - operator(mean)
+    acquired = max(int((y != 0).sum()), 1) * (2 if y.is_complex() else 1)
+    residual = float((difference.abs().double() ** 2).sum() / acquired) ** 0.5
+    stacked = torch.stack(magnitudes) if magnitudes else None
+    return Posterior(
+        mean=mean,
+        std=moments.std.to(mean.abs().dtype),
+        num_samples=num_samples,
+        residual=residual,
+        noise_std=noise_std,
+        nfe=nfe,
+        scale=scale,
+        seed=seed,
+        key=key,
+        micro_batch=micro_batch,
+        threads=torch.get_num_threads(),
+        settings=settings_of(solver),
+        samples=torch.stack(kept) if keep_samples else None,
+        quantiles={q: torch.quantile(stacked, q, dim=0) for q in quantiles} if stacked is not None else {},
+        warnings=tuple(warnings),
+    )

@@ -1,0 +1,81 @@
+"""The scale contract between a scanner and a prior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from operators.base import LinearOperator
+from recon.errors import ReconError
+from recon.solvers.cg import cg
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Factor and global phase between the scanner's images and the prior's.
+
+    ``image_of_the_prior = image_of_the_scanner * exp(-i phase) / factor``; the same for the measurement, because
+    the operator is linear, and for the noise level without the phase.
+
+    Parameters
+    ----------
+    factor
+        Positive.
+    phase
+        Radians; zero for real data.
+    """
+
+    factor: float
+    phase: float = 0.0
+
+    @classmethod
+    def estimate(cls, y: Tensor, operator: LinearOperator, level: float, iterations: int = 10) -> Scale:
+        """Estimate the scale from acquired data only.
+
+        A few conjugate-gradient steps on ``A^H A x = A^H y`` give an image that is free of most aliasing; its
+        energy-weighted magnitude ``sqrt(sum |x|^4 / sum |x|^2)``, which does not depend on how much air surrounds
+        the object, is brought to the prior's ``level``, and the phase of ``sum x |x|`` to zero.
+
+        Parameters
+        ----------
+        y
+            Measurement of the operator's ``range_shape``.
+        operator
+            Forward operator.
+        level
+            The level that the prior's contract declares.
+        iterations
+            Conjugate-gradient steps.
+
+        Raises
+        ------
+        ReconError
+            If the measurement is all zero.
+        """
+        image = cg(operator.normal, operator.adjoint(y), max_iter=iterations, tol=1e-3).x
+        wide = image.to(torch.complex128 if image.is_complex() else torch.float64)
+        magnitude = wide.abs()
+        # Divided by the maximum first, so that fourth powers of 1e-4-sized fastMRI data do not underflow.
+        peak = float(magnitude.max())
+        if not peak > 0:
+            raise ReconError("the measurement is all zero: there is nothing to reconstruct")
+        power = (magnitude / peak) ** 2
+        factor = peak * float(torch.sqrt((power**2).sum() / power.sum())) / level
+        phase = float((wide * magnitude).sum().angle()) if image.is_complex() else 0.0
+        return cls(factor, phase)
+
+    def apply(self, y: Tensor) -> Tensor:
+        """Bring a measurement (or an image) into the prior's units."""
+        return y * self._rotation(y, -1) / self.factor
+
+    def undo(self, x: Tensor) -> Tensor:
+        """Bring an image back into the scanner's units."""
+        return x * self._rotation(x, 1) * self.factor
+
+    def _rotation(self, x: Tensor, sign: int) -> Tensor | float:
+        if not x.is_complex():
+            return 1.0
+        turn = torch.polar(torch.tensor(1.0, dtype=torch.float64), torch.tensor(sign * self.phase, dtype=torch.float64))
+        return turn.to(x.dtype).to(x.device)

@@ -1,0 +1,112 @@
+"""Hermitian conjugate gradients on a batch, every item with its own step size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recon.errors import ReconError
+
+
+@dataclass(frozen=True)
+class CGResult:
+    """Result of :func:`cg`.
+
+    Parameters
+    ----------
+    x
+        Solution, the shape of ``b``.
+    iterations
+        Iterations each item took, ``(B,)`` of the batch shape.
+    residual
+        ``||b - H x|| / ||b||`` of each item, by the recursion; zero where ``b`` is zero.
+    """
+
+    x: Tensor
+    iterations: Tensor
+    residual: Tensor
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Real part of the inner product over the image axes, ``(..., 1, 1)``."""
+    if a.is_complex():
+        a, b = torch.view_as_real(a).flatten(-2), torch.view_as_real(b).flatten(-2)
+    return torch.linalg.vecdot(a.flatten(-2), b.flatten(-2))[..., None, None]
+
+
+def cg(
+    matrix: Callable[[Tensor], Tensor],
+    b: Tensor,
+    x0: Tensor | None = None,
+    *,
+    max_iter: int = 10,
+    tol: float = 0.0,
+) -> CGResult:
+    """Solve ``H x = b`` for a Hermitian positive semi-definite ``H``.
+
+    Inner products conjugate their first factor, and every item of the batch has its own step sizes and stops on
+    its own: an item's result does not depend on what else is in the batch. An item whose right-hand side is zero,
+    or whose residual vanishes, is done.
+
+    Parameters
+    ----------
+    matrix
+        ``H``, acting on ``(..., H, W)``.
+    b
+        Right-hand side, ``(..., H, W)``.
+    x0
+        Start; zero if not given (which saves one application of ``H``).
+    max_iter
+        Iterations at the most.
+    tol
+        An item stops once ``||b - H x|| <= tol ||b||``.
+
+    Returns
+    -------
+    CGResult
+        Solution, iterations and relative residual of each item.
+
+    Raises
+    ------
+    ReconError
+        If ``max_iter`` is negative, or ``H`` shows a negative curvature, so is not what it has to be.
+
+    Notes
+    -----
+    Hestenes & Stiefel 1952. Step sizes are real because ``p^H H p`` is, for a Hermitian ``H``.
+    """
+    if max_iter < 0:
+        raise ReconError(f"max_iter must not be negative, got {max_iter}")
+    if x0 is None:
+        x, r = torch.zeros_like(b), b.clone()
+    else:
+        x, r = x0.clone(), b - matrix(x0)
+    p = r.clone()
+    rr = _dot(r, r)
+    bb = _dot(b, b)
+    goal = torch.clamp(tol**2 * bb, min=torch.finfo(rr.dtype).tiny)
+    done = rr <= goal
+    iterations = torch.zeros_like(rr, dtype=torch.long)
+    for _ in range(max_iter):
+        if bool(done.all()):
+            break
+        hp = matrix(p)
+        curvature = _dot(p, hp)
+        if bool(((curvature < 0) & ~done).any()):
+            raise ReconError("conjugate gradients met a negative curvature: the operator is not A^H A of anything")
+        # A direction in the null space cannot be improved along; that item is done.
+        done = done | (curvature == 0)
+        alpha = torch.where(done, 0.0, rr / curvature)
+        x = torch.addcmul(x, alpha, p)
+        r = torch.addcmul(r, alpha, hp, value=-1)
+        fresh = _dot(r, r)
+        beta = torch.where(done, 0.0, fresh / rr)
+        iterations += ~done
+        rr = torch.where(done, rr, fresh)
+        done = done | (rr <= goal)
+        p = torch.addcmul(r, beta, p)
+    residual = torch.where(bb > 0, (rr / bb).sqrt(), 0.0)
+    return CGResult(x, iterations[..., 0, 0], residual[..., 0, 0])

@@ -1,0 +1,34 @@
+"""Sequences of noise levels."""
+
+from __future__ import annotations
+
+import torch
+
+from recon.errors import ReconError
+
+
+def karras_sigmas(nfe: int, sigma_max: float, sigma_min: float, rho: float = 7.0) -> list[float]:
+    """Levels with ``sigma^(1/rho)`` spaced evenly, and a final zero (Karras et al. 2022, Eq. 5).
+
+    Returns ``nfe + 1`` levels: one network evaluation at each but the last.
+    """
+    if nfe < 1:
+        raise ReconError(f"the number of network evaluations must be at least 1, got {nfe}")
+    if not 0 < sigma_min <= sigma_max:
+        raise ReconError(f"need 0 < sigma_min <= sigma_max, got {sigma_min} and {sigma_max}")
+    ramp = torch.linspace(0, 1, nfe, dtype=torch.float64) if nfe > 1 else torch.zeros(1, dtype=torch.float64)
+    levels = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    return [*levels.tolist(), 0.0]
+
+
+def vp_linear_sigmas(nfe: int, steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> list[float]:
+    """Levels of a variance-preserving process with linear beta, at evenly spaced steps, and a final zero.
+
+    ``sigma = sqrt((1 - abar) / abar)`` (Ho et al. 2020; the spacing of DDIM, Song et al. 2021).
+    """
+    if not 1 <= nfe <= steps:
+        raise ReconError(f"the number of network evaluations must lie in 1..{steps}, got {nfe}")
+    alpha_bar = torch.cumprod(1 - torch.linspace(beta_min, beta_max, steps, dtype=torch.float64), 0)
+    picked = torch.linspace(steps - 1, 0, nfe, dtype=torch.float64).round().long() if nfe > 1 else torch.tensor([steps - 1])
+    kept = alpha_bar[picked]
+    return [*((1 - kept) / kept).sqrt().tolist(), 0.0]
