@@ -7,12 +7,13 @@ Run ``python -m benchmarks.normal_operator``.
 """
 
 import argparse
+import os
 import time
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from sigpy.mri.linop import Sense
 from torch import Tensor
 
 from operators import MulticoilMRI
@@ -44,11 +45,6 @@ def make_masks(shape: tuple[int, int], acceleration: int, generator: torch.Gener
 
 def make_calls(shape: tuple[int, int], coils: int, acceleration: int, seed: int) -> dict[str, Pair]:
     """Make what is timed for one matrix size: an operation by name, ours and sigpy's."""
-    with warnings.catch_warnings():
-        # sigpy warns about the optional packages it does not find.
-        warnings.simplefilter("ignore")
-        from sigpy.mri.linop import Sense
-
     generator = torch.Generator().manual_seed(seed)
     maps = torch.randn(coils, *shape, dtype=torch.complex64, generator=generator)
     maps /= torch.linalg.vector_norm(maps, dim=0)
@@ -85,9 +81,9 @@ def main() -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
 
-    print(
-        f"{options.coils} coils, x{options.acceleration}, complex64, {torch.get_num_threads()} threads for torch;"
-    )
+    setting = f"{options.coils} coils, x{options.acceleration}, complex64"
+    load = os.getloadavg()[0]
+    print(f"{setting}; {torch.get_num_threads()} threads for torch, load of the machine {load:.1f};")
     print(f"medians of {options.repetitions} alternating calls in ms; deviation is the relative difference.")
     print(f"{'size':10}{'operation':20}{'ours':>9}{'sigpy':>9}{'ratio':>8}{'deviation':>12}")
     for shape in SHAPES:

@@ -442,14 +442,13 @@ class _LinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, apply: Callable, apply_adjoint: Callable) -> Tensor:
         # Not ctx.apply: torch calls a method of that name.
-        ctx.linear, ctx.adjoint, ctx.shape = apply, apply_adjoint, x.shape
+        ctx.linear, ctx.adjoint = apply, apply_adjoint
         return apply(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
-        gradient = linear_function(gradients[0], ctx.adjoint, ctx.linear)
-        # x may have been broadcast against the batch of the operator.
-        return gradient.sum_to_size(ctx.shape), None, None
+        # Where x was broadcast against the batch of the operator, autograd sums over it by itself.
+        return linear_function(gradients[0], ctx.adjoint, ctx.linear), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:

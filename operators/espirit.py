@@ -1,15 +1,15 @@
 """Coil sensitivity maps from the calibration region alone: ESPIRiT [1]_.
 
-Every patch of k-space that a kernel covers lies in a subspace, spanned by the dominant singular vectors of the matrix
-of all patches in the calibration region. At each pixel x this leaves a C x C matrix G(x), the projection onto that
-subspace restricted to the patches of a point source at x; the sensitivities at x are its eigenvector with eigenvalue 1.
-G has no more oscillations across the image than twice the kernel has samples, so that its eigenvectors are found on
-a coarse grid and interpolated.
+Every patch of k-space that a kernel covers lies in a subspace, spanned by the dominant singular vectors of
+the matrix of all patches in the calibration region. At each pixel x this leaves a C x C matrix G(x), the
+projection onto that subspace restricted to the patches of a point source at x; the sensitivities at x are its
+eigenvector with eigenvalue 1. G has no more oscillations across the image than twice the kernel has samples,
+so that its eigenvectors are found on a coarse grid and interpolated.
 
 References
 ----------
-.. [1] M. Uecker et al., "ESPIRiT - an eigenvalue approach to autocalibrating parallel MRI: where SENSE meets GRAPPA",
-   Magn. Reson. Med. 71:990-1001, 2014.
+.. [1] M. Uecker et al., "ESPIRiT - an eigenvalue approach to autocalibrating parallel MRI: where SENSE meets
+   GRAPPA", Magn. Reson. Med. 71:990-1001, 2014.
 """
 
 import math
@@ -22,11 +22,11 @@ from torch import Tensor
 
 from operators.errors import OperatorError
 from operators.fft import fftc, ifftc
+from operators.masks import Region
 
-Region = slice | tuple[slice, slice]
-
-# Points of the coarse grid per period of the fastest oscillation in G. Measured: cubic interpolation is then good to
-# the precision of complex64 where the eigenvalues are well separated, with 12 to 1e-6, with 8 to 5e-4.
+# Points of the coarse grid per period of the fastest oscillation in G. Measured: cubic interpolation is then
+# good to the precision of complex64 where the eigenvalues are well separated, with 12 to 1e-6, with 8 to
+# 5e-4.
 _POINTS_PER_PERIOD = 16
 # Rows used when whole columns are sampled: more cost time and change nothing, the signal is in the centre.
 _CALIBRATION_ROWS = 48
@@ -35,7 +35,7 @@ _PIECE = 2**18
 
 
 class CalibrationWarning(UserWarning):
-    """The calibration region is so small or so noisy that the coil maps from it are coarser than asked for."""
+    """The calibration region is too small or too noisy for coil maps as good as those asked for."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ class CalibrationResidual:
     Attributes
     ----------
     std : float
-        Root mean square of the residual, per real component of a k-space sample, scaled such that it equals the
-        standard deviation of the thermal noise when the maps are perfect. Larger: the maps are wrong by that much.
+        Root mean square of the residual, per real component of a k-space sample, scaled such that it equals
+        the standard deviation of the thermal noise when the maps are perfect. Larger: the maps are wrong by
+        that much.
     relative : float
         Share of the signal's energy that the maps do not explain, the expected share of the noise taken off.
     """
@@ -97,16 +98,17 @@ def espirit_maps(
     kspace : Tensor
         Complex ``(..., C, H, W)``, centred. Leading dimensions are batch; each item gets maps of its own.
     acs : slice or tuple of slice
-        The fully sampled centre, as in `operators.masks.Mask`: a slice of columns, of which the 48 rows in the middle
-        are used, or slices ``(rows, columns)``. At least 3 samples to a side.
+        The fully sampled centre, as in `operators.masks.Mask`: a slice of columns, of which the 48 rows in
+        the middle are used, or slices ``(rows, columns)``. At least 3 samples to a side.
     kernel_size : int
-        Side of the kernels. It shrinks along a short side of n samples to ``(n - 2) // 2`` and at least 2, because
-        too few positions of a large kernel leave the maps worse than a small kernel does.
+        Side of the kernels. It shrinks along a short side of n samples to ``(n - 2) // 2`` and at least 2,
+        because too few positions of a large kernel leave the maps worse than a small kernel does.
     singular_threshold : float
         Patches are spanned by the singular vectors with singular values above this fraction of the largest.
     noise_std : float
-        Standard deviation of the noise per real component, white over the coils, if it is known: singular values
-        that noise alone would produce are left out too. Matters where the signal-to-noise ratio is low.
+        Standard deviation of the noise per real component, white over the coils, if it is known: singular
+        values that noise alone would produce are left out too. Matters where the signal-to-noise ratio is
+        low.
     crop : float
         The maps' support is where the eigenvalue is above this fraction of the largest in the image.
     exact : bool
@@ -118,11 +120,12 @@ def espirit_maps(
     Returns
     -------
     maps : Tensor
-        Complex ``(..., C, H, W)``: of unit norm over the coils in the support, zero outside. The phase is relative
-        to the first principal component of the coils in the calibration region, which unlike a single coil is
-        nowhere near zero.
+        Complex ``(..., C, H, W)``: of unit norm over the coils in the support, zero outside. The phase is
+        relative to the first principal component of the coils in the calibration region, which unlike a
+        single coil is nowhere near zero.
     eigenvalues : Tensor
-        Real ``(..., H, W)``, the largest eigenvalue at every pixel, uncropped. Only with `return_eigenvalues`.
+        Real ``(..., H, W)``, the largest eigenvalue at every pixel, uncropped. Only with
+        `return_eigenvalues`.
 
     Warns
     -----
@@ -132,8 +135,8 @@ def espirit_maps(
     Raises
     ------
     OperatorError
-        If there is no calibration region, if it is smaller than 3 x 3, outside k-space, zero, or not finite, or if
-        a parameter is out of its range.
+        If there is no calibration region, if it is smaller than 3 x 3, outside k-space, zero, or not finite,
+        or if a parameter is out of its range.
     """
     if kernel_size < 2:
         raise OperatorError(f"kernel_size must be at least 2, got {kernel_size}")
@@ -150,7 +153,7 @@ def espirit_maps(
     if kernel != (kernel_size, kernel_size):
         warnings.warn(
             f"the calibration region of {sides[0]} x {sides[1]} samples is too small for a kernel of "
-            f"{kernel_size} x {kernel_size}: using {kernel[0]} x {kernel[1]}, the coil maps will be less accurate",
+            f"{kernel_size} x {kernel_size}: using {kernel[0]} x {kernel[1]}, the maps will be less accurate",
             CalibrationWarning,
             stacklevel=2,
         )
@@ -173,24 +176,26 @@ def calibration_residual(
 ) -> CalibrationResidual:
     """Measure how much of the calibration region's signal coil maps cannot explain.
 
-    Of the coil images c that the calibration region y makes (zero outside it), maps S explain ``S S^H c``. Both are
-    compared in k-space, in the *interior* of the calibration region, a quarter of its width away from each edge:
-    there alone the product with the maps, a convolution with short kernels, sees the data it needs. Over the N samples
-    of the interior, with f the fraction of the image that the support of S fills,
+    Of the coil images c that the calibration region y makes (zero outside it), maps S explain ``S S^H c``.
+    Both are compared in k-space, in the *interior* of the calibration region, a quarter of its width away
+    from each edge: there alone the product with the maps, a convolution with short kernels, sees the data it
+    needs. Over the N samples of the interior, with f the fraction of the image that the support of S fills,
 
         E = sum |y - F S S^H c|^2,    std = sqrt(E / (2 N (C - f))),
         relative = max(0, E - 2 N (C - f) noise_std^2) / sum |y|^2.
 
-    White noise leaves C - f of its C components per pixel unexplained, hence the scale. For noiseless data and perfect
-    maps `relative` is about 1e-5 for a calibration region of 24 x 24 and 2e-4 for one of 7 columns.
+    White noise leaves C - f of its C components per pixel unexplained, hence the scale. For noiseless data
+    and perfect maps `relative` is about 1e-5 for a calibration region of 24 x 24 and 2e-4 for one of 7
+    columns. Maps fitted to the same data explain a little of its noise too: errors well below the thermal
+    noise are not seen.
 
     Parameters
     ----------
     kspace : Tensor
         Complex ``(C, H, W)``, centred.
     maps : Tensor
-        Complex ``(C, H, W)``, of unit norm over the coils in their support and zero outside, as `espirit_maps` makes
-        them.
+        Complex ``(C, H, W)``, of unit norm over the coils in their support and zero outside, as
+        `espirit_maps` makes them.
     acs : slice or tuple of slice
         The fully sampled centre, as for `espirit_maps`.
     noise_std : float
@@ -203,12 +208,13 @@ def calibration_residual(
     Raises
     ------
     OperatorError
-        If k-space and maps differ in shape or have fewer than two coils (one coil explains everything), or if the
-        calibration region is not usable, as in `espirit_maps`.
+        If k-space and maps differ in shape or have fewer than two coils (one coil explains everything), or if
+        the calibration region is not usable, as in `espirit_maps`.
     """
     if kspace.ndim != 3 or kspace.shape != maps.shape:
         raise OperatorError(
-            f"k-space and coil maps must have the same shape (C, H, W), got {tuple(kspace.shape)} and {tuple(maps.shape)}"
+            f"k-space and coil maps must have the same shape (C, H, W), got {tuple(kspace.shape)} "
+            f"and {tuple(maps.shape)}"
         )
     _check_kspace(kspace)
     num_coils = kspace.shape[0]
@@ -222,13 +228,14 @@ def calibration_residual(
     images = ifftc(centre)
     explained = fftc(maps * (maps.conj() * images).sum(dim=0))
     margins = [max(1, (part.stop - part.start) // 4) for part in region]
-    interior = (..., *(slice(p.start + m, p.stop - m) for p, m in zip(region, margins, strict=True)))
-    unexplained = _energy(centre[interior] - explained[interior])
+    rows, columns = (slice(part.start + m, part.stop - m) for part, m in zip(region, margins, strict=True))
+    measured, explained = centre[:, rows, columns], explained[:, rows, columns]
+    unexplained = _energy(measured - explained)
     support = float((maps != 0).any(dim=0).double().mean())
-    degrees = 2 * centre[interior][0].numel() * (num_coils - support)
+    degrees = 2 * measured[0].numel() * (num_coils - support)
     return CalibrationResidual(
         std=math.sqrt(unexplained / degrees),
-        relative=max(0.0, unexplained - degrees * noise_std**2) / _energy(centre[interior]),
+        relative=max(0.0, unexplained - degrees * noise_std**2) / _energy(measured),
     )
 
 
@@ -242,8 +249,8 @@ def _patch_basis(calibration: Tensor, kernel: tuple[int, int], threshold: float,
         squared, left = torch.linalg.eigh(matrix @ matrix.mH)
     else:
         squared, vectors = torch.linalg.eigh(matrix.mT @ matrix.conj())
-    # The largest singular value of a matrix of white noise (Marchenko and Pastur 1967); that its rows are overlapping
-    # patches adds a few percent.
+    # The largest singular value of a matrix of white noise (Marchenko and Pastur 1967); that its rows are
+    # overlapping patches adds a few percent.
     noise = 1.05 * math.sqrt(2) * noise_std * (math.sqrt(matrix.shape[0]) + math.sqrt(matrix.shape[1]))
     keep = (squared > threshold**2 * squared[-1]) & (squared > noise**2)
     if not bool(keep.any()):
@@ -261,10 +268,10 @@ def _patch_basis(calibration: Tensor, kernel: tuple[int, int], threshold: float,
 
 
 def _autocorrelation(basis: Tensor) -> Tensor:
-    """Sum ``v_i(d) conj(v_j(d'))`` over basis vectors v and all ``d - d' = D``; ``(2kh-1, 2kw-1, C, C)``, D = 0 first.
+    """Sum ``v_i(d) conj(v_j(d'))`` over basis vectors v and all ``d - d' = D``: ``(2kh-1, 2kw-1, C, C)``.
 
-    The Fourier series with these coefficients is G: the projection onto the basis has as many columns as there are
-    places in the kernel and coils, and a point source at x only shifts phases between the places.
+    D = 0 comes first. The Fourier series with these coefficients is G: the projection onto the basis mixes
+    all places in the kernel, and what a point source at x gives in two of them differs by a phase only.
     """
     kernel = basis.shape[-2:]
     spectrum = torch.fft.fft2(basis, s=[2 * side - 1 for side in kernel]).permute(2, 3, 1, 0)
@@ -274,10 +281,11 @@ def _autocorrelation(basis: Tensor) -> Tensor:
 def _eigenvectors(
     correlation: Tensor, shape: tuple[int, int], rows: Tensor | None = None, columns: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the dominant eigenvector ``(C, y, x)`` and eigenvalue ``(y, x)`` of G at given pixels, or at all."""
+    """Return the dominant eigenvector ``(C, y, x)`` and eigenvalue ``(y, x)`` of G, by default everywhere."""
     num_coils = correlation.shape[-1]
     positions = [
-        torch.arange(size) if given is None else given for given, size in zip((rows, columns), shape, strict=True)
+        torch.arange(size) if given is None else given
+        for given, size in zip((rows, columns), shape, strict=True)
     ]
     waves = [
         _waves(position, size, taps).to(correlation)
@@ -327,7 +335,12 @@ def _cubic_weights(step: int) -> Tensor:
     """Weights (step, 4) of Lagrange's cubic through the points -1, 0, 1, 2 at 0, 1/step, ..."""
     t = torch.arange(step, dtype=torch.float64)[:, None] / step
     return torch.cat(
-        [-t * (t - 1) * (t - 2) / 6, (t + 1) * (t - 1) * (t - 2) / 2, -(t + 1) * t * (t - 2) / 2, (t + 1) * t * (t - 1) / 6],
+        [
+            -t * (t - 1) * (t - 2) / 6,
+            (t + 1) * (t - 1) * (t - 2) / 2,
+            -(t + 1) * t * (t - 2) / 2,
+            (t + 1) * t * (t - 1) / 6,
+        ],
         dim=1,
     )
 
@@ -344,7 +357,7 @@ def _assemble(blocks: Tensor, cells: list[int], steps: list[int], shape: tuple[i
 
 
 def _phase_factor(vector: Tensor, calibration: Tensor) -> Tensor:
-    """Return the unit factor ``(H, W)`` that makes the principal component over the coils real and positive."""
+    """Return the unit factor ``(H, W)`` that makes the coils' principal component real and positive."""
     flat = calibration.flatten(1)
     principal = torch.linalg.eigh(flat @ flat.mH)[1][:, -1]
     # An eigenvector's own phase is arbitrary as well: make its largest entry positive.
@@ -366,7 +379,8 @@ def _calibration_region(acs: Region | None, shape: torch.Size) -> tuple[slice, s
             raise OperatorError(f"the calibration region's {name} must be a slice(start, stop), got {part}")
         if not 0 <= part.start < part.stop <= size:
             raise OperatorError(
-                f"the calibration region's {name} {part.start} to {part.stop} are not within the {size} of k-space"
+                f"the calibration region's {name} {part.start} to {part.stop} are not within the {size} "
+                "of k-space"
             )
         if part.stop - part.start < 3:
             raise OperatorError(

@@ -1,7 +1,8 @@
 """Cartesian sampling masks: which k-space samples a scan acquires.
 
-One-dimensional masks choose columns along W (phase encode) and have shape ``(1, W)``; two-dimensional ones choose
-samples and have shape ``(H, W)``. Every mask has a fully sampled centre, the autocalibration signal (ACS).
+One-dimensional masks choose columns along W (phase encode) and have shape ``(1, W)``; two-dimensional ones
+choose samples and have shape ``(H, W)``. Every mask has a fully sampled centre, the autocalibration signal
+(ACS).
 """
 
 import math
@@ -15,14 +16,19 @@ from torch import Tensor
 from operators.errors import OperatorError
 
 Region = slice | tuple[slice, slice]
+"""A part of k-space: a slice of columns, all rows of which are meant, or slices ``(rows, columns)``."""
 
-# Standard deviation of the Gaussian sampling densities, as a fraction of the matrix size: the edge lies at 3 sigma.
+# Standard deviation of the Gaussian sampling densities, as a fraction of the matrix size: the edge lies at 3
+# sigma.
 _GAUSSIAN_WIDTH = 1 / 6
-# In the Poisson disc masks the minimum distance grows from r at the centre to (1 + _POISSON_SLOPE) r in the corners.
+# In the Poisson disc masks the minimum distance grows from r at the centre to (1 + _POISSON_SLOPE) r in the
+# corners.
 _POISSON_SLOPE = 2.0
-# A fully sampled rectangle with both sides of this length is enough for coil calibration: beyond it, area counts.
+# A fully sampled rectangle with both sides of this length is enough for coil calibration: beyond it, area
+# counts.
 _ENOUGH = 24
-# The Poisson disc pattern is drawn slightly too dense and thinned to the exact count, which keeps all distances.
+# The Poisson disc pattern is drawn slightly too dense and thinned to the exact count, which keeps all
+# distances.
 _POISSON_EXCESS = 1.02
 
 
@@ -60,9 +66,9 @@ def make_mask(
 ) -> Mask:
     """Draw a sampling mask.
 
-    Sampling is without replacement and depends on the arguments alone, not on any global random state. With the
-    name of a file as the seed, ``random``, ``equispaced``, ``equispaced-fraction`` and ``magic`` are, column for
-    column, the masks that the ``fastmri`` package draws for that file.
+    Sampling is without replacement and depends on the arguments alone, not on any global random state. With
+    the name of a file as the seed, ``random``, ``equispaced``, ``equispaced-fraction`` and ``magic`` are,
+    column for column, the masks that the ``fastmri`` package draws for that file.
 
     Parameters
     ----------
@@ -74,8 +80,8 @@ def make_mask(
           realised acceleration is lower than the one asked for.
         - ``equispaced-fraction``: equispaced, with the spacing widened so that the total including the centre
           is what was asked for.
-        - ``magic``: equispaced on either side of the centre with offsets chosen so that the two sides interleave
-          under conjugate symmetry [1]_, with the centre on top as in ``equispaced``.
+        - ``magic``: equispaced on either side of the centre with offsets chosen so that the two sides
+          interleave under conjugate symmetry [1]_, with the centre on top as in ``equispaced``.
         - ``gaussian-1d``: columns with a Gaussian density, standard deviation W/6.
 
         Masks of samples:
@@ -85,21 +91,21 @@ def make_mask(
         - ``poisson``: variable-density Poisson disc [2]_: samples keep a distance from each other that grows
           threefold from the centre to the corners.
 
-        All of ``gaussian-1d``, ``gaussian-2d``, ``uniform-2d`` and ``poisson`` have exactly the number of samples
-        asked for, rounded.
+        All of ``gaussian-1d``, ``gaussian-2d``, ``uniform-2d`` and ``poisson`` have exactly the number of
+        samples asked for, rounded.
     shape : tuple of int
         ``(H, W)`` of k-space.
     acceleration : float
         Acceleration asked for, above 1.
     center_fraction : float, optional
-        Size of the fully sampled centre as a fraction of W, ``round(W * center_fraction)`` columns; for a mask of
-        samples as a fraction of each side. By default ``0.32 / acceleration`` (0.08 at 4, 0.04 at 8) for
-        columns, and 0.12 for samples, whose rectangular centre costs little at any acceleration.
+        Size of the fully sampled centre as a fraction of W, ``round(W * center_fraction)`` columns; for a
+        mask of samples as a fraction of each side. By default ``0.32 / acceleration`` (0.08 at 4, 0.04 at 8)
+        for columns, and 0.12 for samples, whose rectangular centre costs little at any acceleration.
     seed : int or str
         A number or, to have one mask a volume, the name of its file.
     valid_columns : tuple of int, optional
-        ``(start, stop)`` of the columns that are measured at all. Zero-padded columns outside are never sampled
-        and count neither as sampled nor as skipped; the centre is cut to this range.
+        ``(start, stop)`` of the columns that are measured at all. Zero-padded columns outside are never
+        sampled and count neither as sampled nor as skipped; the centre is cut to this range.
 
     Returns
     -------
@@ -108,17 +114,19 @@ def make_mask(
     Raises
     ------
     OperatorError
-        If the kind is unknown, the acceleration is not above 1, or the centre alone needs more samples than the
-        acceleration allows.
+        If the kind is unknown, the acceleration is not above 1, or the centre alone needs more samples than
+        the acceleration allows.
 
     References
     ----------
-    .. [1] A. Defazio, "Offset sampling improves deep learning based accelerated MRI reconstructions by exploiting
-       symmetry", arXiv:1912.01101, 2019.
+    .. [1] A. Defazio, "Offset sampling improves deep learning based accelerated MRI reconstructions by
+       exploiting symmetry", arXiv:1912.01101, 2019.
     .. [2] R. Bridson, "Fast Poisson disk sampling in arbitrary dimensions", SIGGRAPH sketches, 2007.
     """
     if kind not in _COLUMN_KINDS and kind not in _SAMPLE_KINDS:
-        raise OperatorError(f"unknown mask kind {kind!r}; the kinds are {', '.join([*_COLUMN_KINDS, *_SAMPLE_KINDS])}")
+        raise OperatorError(
+            f"unknown mask kind {kind!r}; the kinds are {', '.join([*_COLUMN_KINDS, *_SAMPLE_KINDS])}"
+        )
     height, width = _check_shape(shape)
     if not (math.isfinite(acceleration) and acceleration > 1):
         raise OperatorError(f"the acceleration of a {kind} mask must be a number above 1, got {acceleration}")
@@ -132,27 +140,21 @@ def make_mask(
     columns = slice(max(columns.start, valid.start), min(columns.stop, valid.stop))
     rng = _generator(seed)
 
-    if two_dimensional:
-        rows = _centre(height, round(height * center_fraction))
-        available = np.zeros((height, width), dtype=bool)
-        available[:, valid] = True
-        centre = np.zeros_like(available)
-        centre[rows, columns] = True
-        acs: Region | None = (rows, columns)
-    else:
-        available = np.zeros(width, dtype=bool)
-        available[valid] = True
-        centre = np.zeros_like(available)
-        centre[columns] = True
-        acs = columns
+    available = np.zeros((height, width) if two_dimensional else (width,), dtype=bool)
+    available[..., valid] = True
+    centre = np.zeros_like(available)
+    acs: Region | None = (
+        (_centre(height, round(height * center_fraction)), columns) if two_dimensional else columns
+    )
+    centre[acs] = True
     if not centre.any():
         acs = None
     budget = available.sum() / acceleration
     if kind not in _CENTRE_ON_TOP and centre.sum() > budget:
         raise OperatorError(
             f"a {kind} mask of acceleration {acceleration:g} has {budget:.0f} of {available.sum()} "
-            f"{'samples' if two_dimensional else 'columns'}, fewer than the {centre.sum()} of its fully sampled "
-            f"centre (center_fraction {center_fraction:g}): lower one of the two"
+            f"{'samples' if two_dimensional else 'columns'}, fewer than the {centre.sum()} of its fully "
+            f"sampled centre (center_fraction {center_fraction:g}): lower one of the two"
         )
     draw = (_SAMPLE_KINDS if two_dimensional else _COLUMN_KINDS)[kind]
     sampled = (draw(available, centre, float(acceleration), rng) & available) | centre
@@ -182,9 +184,10 @@ def mask_from_array(
     Returns
     -------
     Mask
-        Its ``acs`` is the largest block around the centre ``(H // 2, W // 2)`` that is sampled without a gap and
-        as far to one side as to the other, to one sample; for a mask of samples the largest rectangle, its shorter
-        side being 24 or, if there is none such, as long as possible. None where the centre itself is not sampled.
+        Its ``acs`` is the largest block around the centre ``(H // 2, W // 2)`` that is sampled without a gap
+        and as far to one side as to the other, to one sample; for a mask of samples the largest rectangle,
+        its shorter side being 24 or, if there is none such, as long as possible. None where the centre itself
+        is not sampled.
 
     Raises
     ------
@@ -195,7 +198,9 @@ def mask_from_array(
     if given.ndim == 1:
         given = given[None]
     if given.ndim != 2 or given.numel() == 0:
-        raise OperatorError(f"a mask must have shape (W,), (1, W) or (H, W), got {tuple(torch.as_tensor(array).shape)}")
+        raise OperatorError(
+            f"a mask must have shape (W,), (1, W) or (H, W), got {tuple(torch.as_tensor(array).shape)}"
+        )
     if given.is_floating_point() and bool(given.isnan().any()):
         raise OperatorError("the mask contains NaN")
     sampled = (given != 0).numpy()
@@ -250,7 +255,9 @@ def mask_from_kspace(
     return mask_from_array(sampled, name=name, valid_columns=valid_columns)
 
 
-def _random(available: np.ndarray, centre: np.ndarray, acceleration: float, rng: np.random.RandomState) -> np.ndarray:
+def _random(
+    available: np.ndarray, centre: np.ndarray, acceleration: float, rng: np.random.RandomState
+) -> np.ndarray:
     total, fixed = int(available.sum()), int(centre.sum())
     return rng.uniform(size=available.size) < (total / acceleration - fixed) / (total - fixed)
 
@@ -273,7 +280,9 @@ def _equispaced_fraction(
     return _every(available.size, rng.randint(round(spacing)), spacing, available.size - 1)
 
 
-def _magic(available: np.ndarray, centre: np.ndarray, acceleration: float, rng: np.random.RandomState) -> np.ndarray:
+def _magic(
+    available: np.ndarray, centre: np.ndarray, acceleration: float, rng: np.random.RandomState
+) -> np.ndarray:
     width, spacing = available.size, round(acceleration)
     offset = rng.randint(spacing)
     # Frequencies f >= 0 start at `right`, f < 0 at -1 - `left`: both are odd, so that a sample and the mirror
@@ -284,7 +293,9 @@ def _magic(available: np.ndarray, centre: np.ndarray, acceleration: float, rng: 
     return np.concatenate([negative[::-1], positive])
 
 
-def _gaussian(available: np.ndarray, centre: np.ndarray, acceleration: float, rng: np.random.RandomState) -> np.ndarray:
+def _gaussian(
+    available: np.ndarray, centre: np.ndarray, acceleration: float, rng: np.random.RandomState
+) -> np.ndarray:
     squared = np.zeros(available.shape)
     for axis, size in enumerate(available.shape):
         distance = (np.arange(size) - size // 2) / (size * _GAUSSIAN_WIDTH)
@@ -292,14 +303,18 @@ def _gaussian(available: np.ndarray, centre: np.ndarray, acceleration: float, rn
     return _weighted(-squared / 2, available, centre, acceleration, rng)
 
 
-def _uniform(available: np.ndarray, centre: np.ndarray, acceleration: float, rng: np.random.RandomState) -> np.ndarray:
+def _uniform(
+    available: np.ndarray, centre: np.ndarray, acceleration: float, rng: np.random.RandomState
+) -> np.ndarray:
     return _weighted(np.zeros(available.shape), available, centre, acceleration, rng)
 
 
-def _poisson(available: np.ndarray, centre: np.ndarray, acceleration: float, rng: np.random.RandomState) -> np.ndarray:
+def _poisson(
+    available: np.ndarray, centre: np.ndarray, acceleration: float, rng: np.random.RandomState
+) -> np.ndarray:
     wanted = round(available.sum() / acceleration)
-    # The fraction of samples that fit depends on the radius at a *relative* position, hardly on the matrix size:
-    # find the radius on a small matrix by bisection, then draw once at full size.
+    # The fraction of samples that fit depends on the radius at a *relative* position, hardly on the matrix
+    # size: find the radius on a small matrix by bisection, then draw once at full size.
     step = max(1, math.ceil(math.sqrt(available.size / 10_000)))
     offset = tuple((size // 2) % step for size in available.shape)
     small = (slice(offset[0], None, step), slice(offset[1], None, step))
@@ -320,13 +335,14 @@ def _poisson(available: np.ndarray, centre: np.ndarray, acceleration: float, rng
 
 
 def _poisson_disc(available: np.ndarray, radius: float, rng: np.random.RandomState) -> np.ndarray:
-    """Take the samples in random order, leaving out those nearer to an earlier one than the earlier one's radius."""
+    """Take the samples in random order, leaving out those within the radius of an earlier one."""
     height, width = available.shape
     y = (np.arange(height) - height // 2) / (height / 2)
     x = (np.arange(width) - width // 2) / (width / 2)
     distance = np.sqrt((y[:, None] ** 2 + x**2) / 2)
-    # Squared distances on the grid are integers, and a radius that is rounded to them makes the density fall in
-    # steps (to 0.36 and 0.19 after the fully sampled part): round at random. Samples at |d|^2 <= reach conflict.
+    # Squared distances on the grid are integers, and a radius that is rounded to them makes the density fall
+    # in steps (to 0.36 and 0.19 after the fully sampled part): round at random. Samples at |d|^2 <= reach
+    # conflict.
     squared_radius = (radius * (1 + _POISSON_SLOPE * distance)) ** 2
     reach = np.maximum(np.floor(squared_radius - rng.uniform(size=available.shape)), 0).astype(np.int64)
     margin = math.isqrt(int(reach.max())) + 1
@@ -395,7 +411,9 @@ def _generator(seed: int | str) -> np.random.RandomState:
         return np.random.RandomState([ord(letter) for letter in seed])
     if isinstance(seed, int) and 0 <= seed < 2**32:
         return np.random.RandomState(seed)
-    raise OperatorError(f"the seed of a mask must be a non-empty string or an integer from 0 to 2^32 - 1, got {seed!r}")
+    raise OperatorError(
+        f"the seed of a mask must be a non-empty string or an integer from 0 to 2^32 - 1, got {seed!r}"
+    )
 
 
 def _check_shape(shape: tuple[int, int]) -> tuple[int, int]:
@@ -436,22 +454,23 @@ def _run_around_centre(sampled: np.ndarray) -> slice | None:
     before = gaps[gaps < centre].max(initial=-1)
     after = gaps[gaps > centre].min(initial=sampled.size)
     left, right = centre - before - 1, after - centre - 1
-    # One sample more on one side is the rule: to the left for an even count, to the right where fastMRI puts an
-    # even count into an odd matrix.
+    # One sample more on one side is the rule: to the left for an even count, to the right where fastMRI puts
+    # an even count into an odd matrix.
     return slice(int(centre - min(left, right + 1)), int(centre + min(right, left + 1) + 1))
 
 
 def _block_around_centre(sampled: np.ndarray) -> tuple[slice, slice] | None:
     centre = sampled.shape[0] // 2
     best: tuple[tuple[int, int], tuple[slice, slice]] | None = None
-    full = _run_around_centre(sampled[:, sampled.shape[1] // 2])
+    middle: np.ndarray = sampled[:, sampled.shape[1] // 2]
+    full = _run_around_centre(middle)
     if full is None:
         return None
     for start in range(full.start, centre + 1):
         for stop in {2 * centre - start, 2 * centre - start + 1, 2 * centre - start + 2}:
             if not centre < stop <= full.stop:
                 continue
-            columns = _run_around_centre(sampled[start:stop].all(axis=0))
+            columns = _run_around_centre(np.asarray(sampled[start:stop].all(axis=0)))
             if columns is None:
                 continue
             sides = (stop - start, columns.stop - columns.start)

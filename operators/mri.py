@@ -24,8 +24,8 @@ from torch import Tensor
 from operators.base import LinearOperator, Shape, broadcast_batches, linear_function
 from operators.errors import OperatorError
 
-# Elements a block has on the CPU for each thread: 1 MiB in complex64, so that the operands of one step stay in
-# cache. Smaller blocks gain nothing more and pay for more calls and more waiting of threads for each other.
+# Elements a block has on the CPU for each thread: 1 MiB in complex64, so that the operands of a step stay in
+# the cache. Smaller blocks gain nothing more, and threads wait for each other more often.
 _BLOCK = 2**17
 
 

@@ -15,9 +15,9 @@ _COIL_SIZE = 0.4
 def birdcage_maps(num_coils: int, shape: tuple[int, int], *, radius: float = 1.5) -> Tensor:
     """Compute the sensitivities of equal coils, evenly spaced on a ring around the field of view.
 
-    Coil c at the complex position ``p = radius * exp(2 pi i c / C)`` sees ``exp(2 pi i c / C) / (p - z)``, the
-    transverse field of a straight wire at p, at z = x + iy, softened for the finite size of a conductor. Its
-    magnitude falls and its phase turns smoothly across the field of view, whose sides lie at +-1.
+    Coil c at the complex position ``p = radius * exp(2 pi i c / C)`` sees ``exp(2 pi i c / C) / (p - z)``,
+    the transverse field of a straight wire at p, at z = x + iy, softened for the finite size of a conductor.
+    Its magnitude falls and its phase turns smoothly across the field of view, whose sides lie at +-1.
 
     Parameters
     ----------
@@ -31,8 +31,9 @@ def birdcage_maps(num_coils: int, shape: tuple[int, int], *, radius: float = 1.5
     Returns
     -------
     Tensor
-        Complex64 ``(C, H, W)``. The mean over the field of view of the root-sum-of-squares over the coils is 1; the
-        root-sum-of-squares itself is *not* constant but rises towards the coils, as a measured one does.
+        Complex64 ``(C, H, W)``. The mean over the field of view of the root-sum-of-squares over the coils is
+        1; the root-sum-of-squares itself is *not* constant but rises towards the coils, as a measured one
+        does.
 
     Raises
     ------
@@ -50,8 +51,9 @@ def birdcage_maps(num_coils: int, shape: tuple[int, int], *, radius: float = 1.5
 def random_smooth_maps(num_coils: int, shape: tuple[int, int], seed: int) -> Tensor:
     """Draw the sensitivities of loop coils placed at random around the field of view.
 
-    Each coil is a loop seen edge-on: two wires with opposite currents, outside the field of view (at 1.3 to 1.8
-    half fields of view), roughly but not exactly evenly spaced, with its own size, gain and receiver phase.
+    Each coil is a loop seen edge-on: two wires with opposite currents, outside the field of view (at 1.3 to
+    1.8 half fields of view), roughly but not exactly evenly spaced, with its own size, gain and receiver
+    phase.
 
     Parameters
     ----------
@@ -65,8 +67,8 @@ def random_smooth_maps(num_coils: int, shape: tuple[int, int], seed: int) -> Ten
     Returns
     -------
     Tensor
-        Complex64 ``(C, H, W)``. The mean over the field of view of the root-sum-of-squares over the coils is 1; the
-        root-sum-of-squares itself is *not* constant, as in `birdcage_maps`.
+        Complex64 ``(C, H, W)``. The mean over the field of view of the root-sum-of-squares over the coils is
+        1; the root-sum-of-squares itself is *not* constant, as in `birdcage_maps`.
 
     Raises
     ------
@@ -79,7 +81,9 @@ def random_smooth_maps(num_coils: int, shape: tuple[int, int], seed: int) -> Ten
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(num_coils, generator=generator, dtype=torch.float64)
 
-    angle = 2 * math.pi * (torch.arange(num_coils) + uniform(-0.3, 0.3)) / num_coils + uniform(0, 2 * math.pi)[0]
+    angle = (
+        2 * math.pi * (torch.arange(num_coils) + uniform(-0.3, 0.3)) / num_coils + uniform(0, 2 * math.pi)[0]
+    )
     radius, half_width = uniform(1.3, 1.8), uniform(0.2, 0.4)
     gain = torch.polar(uniform(0.7, 1.3), uniform(0, 2 * math.pi))
     wires = [torch.polar(radius, angle + sign * half_width) for sign in (1, -1)]
@@ -90,8 +94,8 @@ def random_smooth_maps(num_coils: int, shape: tuple[int, int], seed: int) -> Ten
 def smooth_phase(shape: tuple[int, int], seed: int, *, strength: float = 1.0) -> Tensor:
     """Draw a smooth random phase, as field inhomogeneity and flow leave in an image.
 
-    A random sum of the two-dimensional cosines with at most two periods over the field of view, their amplitudes
-    falling with frequency.
+    A random sum of the two-dimensional cosines with at most two periods over the field of view, their
+    amplitudes falling with frequency.
 
     Parameters
     ----------
@@ -114,7 +118,9 @@ def smooth_phase(shape: tuple[int, int], seed: int, *, strength: float = 1.0) ->
     """
     _check(1, shape)
     if min(shape) < 2 or not strength >= 0:
-        raise OperatorError(f"a phase needs a shape of at least (2, 2) and a strength >= 0, got {shape}, {strength}")
+        raise OperatorError(
+            f"a phase needs a shape of at least (2, 2) and a strength >= 0, got {shape}, {strength}"
+        )
     generator = torch.Generator().manual_seed(seed)
     order = torch.arange(5, dtype=torch.float64)
     frequency = order[:, None] + order  # in half periods
@@ -122,7 +128,8 @@ def smooth_phase(shape: tuple[int, int], seed: int, *, strength: float = 1.0) ->
     weight[frequency > 4] = 0
     # The samples of a type-II cosine transform: all terms but the constant one have mean zero.
     basis = [
-        torch.cos(math.pi * order * (torch.arange(size, dtype=torch.float64)[:, None] + 0.5) / size) for size in shape
+        torch.cos(math.pi * order * (torch.arange(size, dtype=torch.float64)[:, None] + 0.5) / size)
+        for size in shape
     ]
     phase = basis[0] @ weight @ basis[1].T
     phase = phase - phase.mean()

@@ -28,6 +28,7 @@ import torch
 from recon.errors import ReconError
 
 __all__ = [
+    "EmptySliceError",
     "FastMRIFile",
     "KspaceSlice",
     "ReconstructionWriter",
@@ -41,6 +42,10 @@ TARGETS = ("reconstruction_esc", "reconstruction_rss")
 DEFAULT_WIDTH = 320
 
 Image = TypeVar("Image", torch.Tensor, np.ndarray)
+
+
+class EmptySliceError(ReconError):
+    """A slice of k-space holds nothing but zeros."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +237,7 @@ class FastMRIFile:
         if not np.isfinite(values).all():
             raise ReconError(f"{where} holds NaN or infinite values")
         if not values.any():
-            raise ReconError(f"{where} is all zeros")
+            raise EmptySliceError(f"{where} is all zeros")
         values = values.reshape(self.num_coils, *self.shape)
         measured = (values != 0).any(axis=(0, 1))
         left, right = self._header_columns
@@ -240,7 +245,7 @@ class FastMRIFile:
         if self.mask is not None:
             measured &= self.mask.numpy()
         if not measured.any():
-            raise ReconError(f"{where} is zero in every column that is sampled and not padding")
+            raise EmptySliceError(f"{where} is zero in every column that is sampled and not padding")
         return KspaceSlice(torch.from_numpy(values), torch.from_numpy(measured), index)
 
     def read_target(self, index: int) -> torch.Tensor | None:

@@ -1,7 +1,7 @@
 """Registry of operators, and what the tests do to each of them.
 
-A new operator is registered by one entry of `REGISTRY`: a function that makes a small one for an image size. Every
-check of ``test_registry.py`` then runs over it.
+A new operator is registered by one entry of `REGISTRY`: a function that makes a small one for an image size.
+Every check of ``test_registry.py`` then runs over it.
 """
 
 from collections.abc import Callable

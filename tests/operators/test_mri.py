@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sigpy.mri.linop import Sense
 
 import operators.mri
 from operators import CoilwiseMRI, MulticoilMRI, OperatorError, SinglecoilMRI, fftc, ifftc
@@ -87,10 +88,6 @@ def test_folded_is_plain_at_any_size(shape, kind, seed):
 @pytest.mark.parametrize("shape", [(12, 10), (11, 13)])
 @pytest.mark.parametrize("kind", ["points", "columns"])
 def test_equals_sigpy(shape, kind):
-    with warnings.catch_warnings():
-        # sigpy warns about the optional packages it does not find.
-        warnings.simplefilter("ignore")
-        from sigpy.mri.linop import Sense
     maps, mask = random_complex(4, *shape, seed=1), MASKS[kind](*shape)
     ours = MulticoilMRI(maps, mask)
     theirs = Sense(maps.numpy(), weights=mask.expand(shape).numpy().astype(np.float32))
@@ -186,15 +183,14 @@ def test_mask_of_the_wrong_shape(shape):
 
 @pytest.mark.parametrize("value", [0.5, 2, -1, float("nan"), 1j])
 def test_mask_with_other_values(value):
-    mask = torch.ones(7, dtype=torch.complex64 if isinstance(value, complex) else torch.float32)
-    mask[3] = value
+    mask = torch.tensor([1, 0, 1, value, 1, 0, 0])
     with pytest.raises(OperatorError, match="0 and 1"):
         MulticoilMRI(random_complex(3, 6, 7), mask)
 
 
 def test_maps_that_are_none():
     mask = torch.ones(7)
-    with pytest.raises(OperatorError, match="complex coil maps, got torch.float32"):
+    with pytest.raises(OperatorError, match=r"complex coil maps, got torch\.float32"):
         MulticoilMRI(torch.ones(3, 6, 7), mask)
     with pytest.raises(OperatorError, match=r"\(\.\.\., C, H, W\), got \(6, 7\)"):
         MulticoilMRI(random_complex(6, 7), mask)

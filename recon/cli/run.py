@@ -1,0 +1,69 @@
+"""What the commands share: which files are meant, where results go, a picture a slice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recon.errors import ReconError
+
+if TYPE_CHECKING:
+    from recon.mri import SliceResult
+
+
+def collect_files(paths: Iterable[Path]) -> list[Path]:
+    """Files as they are, folders as the ``.h5`` files in them.
+
+    Raises
+    ------
+    ReconError
+        If a folder holds none, or two files would be written under the same name.
+    """
+    files: list[Path] = []
+    for path in paths:
+        found = sorted(path.glob("*.h5")) if path.is_dir() else [path]
+        if not found:
+            raise ReconError(f"{path}: the folder holds no .h5 file")
+        files.extend(found)
+    stems: dict[str, Path] = {}
+    for file in files:
+        if file.stem in stems:
+            raise ReconError(f"{stems[file.stem]} and {file} would both be written as {file.stem}.h5")
+        stems[file.stem] = file
+    return files
+
+
+def make_folder(folder: Path) -> None:
+    """Make the output folder, and find out before hours of work whether it can be written.
+
+    Raises
+    ------
+    ReconError
+        If it cannot.
+    """
+    probe = folder / ".recon-writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ReconError(f"the folder {folder} cannot be written: {error.strerror or error}") from None
+
+
+def slice_figure(folder: Path, stem: str) -> Callable[[SliceResult], None]:
+    """Return a function that draws a finished slice into ``folder``."""
+    from recon.figures import reconstruction_figure
+
+    def draw(result: SliceResult) -> None:
+        reconstruction_figure(
+            folder / f"{stem}_{result.index:02d}.png",
+            result.mean.numpy(),
+            result.std.numpy(),
+            zero_filled=result.zero_filled.numpy(),
+            mask=result.mask.numpy(),
+            truth=None if result.target is None else result.target.numpy(),
+            title=f"{stem}, slice {result.index}",
+        )
+
+    return draw

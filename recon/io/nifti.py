@@ -1,0 +1,62 @@
+"""NIfTI volumes (with the extra ``nifti``): magnitude images to train a prior on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recon.errors import ReconError
+
+
+def read_volume(path: Path) -> Tensor:
+    """Read a three-dimensional volume as slices of its last axis.
+
+    Parameters
+    ----------
+    path
+        ``.nii`` or ``.nii.gz``.
+
+    Returns
+    -------
+    Tensor
+        ``(S, H, W)``, float32, not negative; rows are the volume's second axis.
+
+    Raises
+    ------
+    ReconError
+        Naming the file, if it is no such volume or nibabel is not installed.
+    """
+    try:
+        import nibabel
+    except ImportError:
+        raise ReconError("reading NIfTI needs nibabel: install the extra, pip install 'dis-recon[nifti]'") from None
+    try:
+        data = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)  # type: ignore[attr-defined]
+    except FileNotFoundError:
+        raise ReconError(f"{path}: there is no such file") from None
+    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
+        raise ReconError(f"{path} cannot be read as NIfTI: {error}") from None
+    if data.ndim != 3 or 0 in data.shape:
+        raise ReconError(f"{path} holds an array of shape {data.shape}; a volume has three axes")
+    if not np.isfinite(data).all():
+        raise ReconError(f"{path} holds values that are not finite")
+    return torch.from_numpy(np.ascontiguousarray(data.transpose(2, 1, 0))).clamp_min(0)
+
+
+def read_folder(paths: list[Path]) -> list[Tensor]:
+    """Read files, and all ``.nii`` and ``.nii.gz`` below folders, in the order of their names.
+
+    Raises
+    ------
+    ReconError
+        If nothing is found.
+    """
+    files: list[Path] = []
+    for path in paths:
+        files.extend(sorted([*path.rglob("*.nii"), *path.rglob("*.nii.gz")]) if path.is_dir() else [path])
+    if not files:
+        raise ReconError(f"no NIfTI file in {', '.join(map(str, paths))}")
+    return [read_volume(file) for file in files]

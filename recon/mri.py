@@ -1,0 +1,386 @@
+"""From a fastMRI file to a reconstruction with its uncertainty: mask, maps, noise level, scale, sampling, output."""
+
+from __future__ import annotations
+
+import warnings as python_warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from operators.base import LinearOperator
+from operators.coil_compression import compress_coils
+from operators.errors import OperatorError
+from operators.espirit import espirit_maps
+from operators.fft import ifftc
+from operators.masks import Mask, make_mask, mask_from_array
+from operators.mri import MulticoilMRI, SinglecoilMRI
+from priors.base import ScorePrior
+from recon.errors import ReconError
+from recon.io.fastmri import EmptySliceError, FastMRIFile, ReconstructionWriter, centre_crop, crop_readout
+from recon.noise import kspace_noise_std
+from recon.posterior import Posterior
+from recon.sampling import reconstruct
+from recon.solvers.base import Solver, settings_of
+
+CALIBRATION_ROWS = 48
+"""Rows of a calibration region of whole columns that are used: the middle ones, which hold the signal."""
+
+NOT_FOR_DIAGNOSIS = "research software: not for diagnostic use"
+
+
+@dataclass(frozen=True)
+class MRISettings:
+    """What is asked of :func:`reconstruct_file`.
+
+    Parameters
+    ----------
+    mask
+        Kind of retrospective mask (:func:`operators.make_mask`); ``None`` takes the data as they were acquired.
+    acceleration, center_fraction
+        Of that mask.
+    num_samples, seed
+        Posterior samples a slice, and the seed of their noise. The mask does not depend on the seed but on the
+        file's name: one mask a volume, the same in every run.
+    noise_std
+        Per real component, in the units of k-space; estimated for every slice if not given.
+    num_coils
+        Compress to this many virtual coils; ``None`` keeps all.
+    keep_samples
+        Write the samples too.
+    anatomy
+        What the images show; read off the file's ``acquisition`` if not given.
+    """
+
+    mask: str | None = None
+    acceleration: float = 4.0
+    center_fraction: float | None = None
+    num_samples: int = 8
+    seed: int = 0
+    noise_std: float | None = None
+    num_coils: int | None = None
+    keep_samples: bool = False
+    anatomy: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "num_coils"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ReconError(f"{name} must be at least 1, got {value}")
+        if self.noise_std is not None and not self.noise_std > 0:
+            raise ReconError(f"noise_std must be positive, got {self.noise_std}")
+
+
+@dataclass(frozen=True)
+class SliceProblem:
+    """One slice, ready for a solver.
+
+    Parameters
+    ----------
+    y
+        Acquired k-space, ``(C, H, W)``, or ``(H, W)`` for a single coil; zero where nothing was acquired.
+    operator
+        Forward operator with maps from the calibration region.
+    noise_std
+        Per real component.
+    zero_filled
+        Root sum of squares of the zero-filled coil images, ``(H, W)``.
+    """
+
+    y: Tensor
+    operator: LinearOperator
+    noise_std: float
+    zero_filled: Tensor
+
+
+@dataclass(frozen=True)
+class SliceResult:
+    """What a figure needs of one slice; everything cropped to the file's target shape.
+
+    Parameters
+    ----------
+    index
+        Slice of the file.
+    mean, std, zero_filled
+        ``(h, w)``, real.
+    mask
+        ``(1, W)`` or ``(H, W)``.
+    target
+        ``(h, w)``, or ``None`` where the file has none.
+    """
+
+    index: int
+    mean: Tensor
+    std: Tensor
+    zero_filled: Tensor
+    mask: Tensor
+    target: Tensor | None
+
+
+def sampling_mask(file: FastMRIFile, settings: MRISettings) -> Mask:
+    """Mask of a volume: the one asked for, drawn with the file's name as its seed, or the acquired one.
+
+    Raises
+    ------
+    ReconError
+        If a retrospective mask is asked for on data that are undersampled already.
+    """
+    shape = (file.readout_height, file.shape[1])
+    valid = file.valid_columns
+    if settings.mask is None:
+        if file.mask is not None:
+            acquired = file.mask
+        else:
+            acquired = torch.zeros(file.shape[1], dtype=torch.bool)
+            acquired[valid[0] : valid[1]] = True
+        return mask_from_array(acquired, name="acquired", valid_columns=valid)
+    if file.mask is not None:
+        raise ReconError(f"{file.path}: the data are undersampled already (dataset 'mask'); leave out the mask")
+    try:
+        return make_mask(
+            settings.mask,
+            shape,
+            settings.acceleration,
+            center_fraction=settings.center_fraction,
+            seed=file.stem,
+            valid_columns=valid,
+        )
+    except OperatorError as error:
+        raise ReconError(f"{file.path}: {error}") from None
+
+
+def calibration_region(mask: Mask, shape: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns that the coil maps are calibrated on.
+
+    Raises
+    ------
+    ReconError
+        If the mask leaves no fully sampled centre.
+    """
+    height, width = shape
+    if mask.acs is None:
+        raise ReconError("no calibration region: the centre of k-space is not fully sampled, so there are no coil maps")
+    if isinstance(mask.acs, slice):
+        rows = min(CALIBRATION_ROWS, height)
+        top = height // 2 - rows // 2
+        row_slice, column_slice = slice(top, top + rows), mask.acs
+    else:
+        row_slice, column_slice = mask.acs
+    columns = column_slice.stop - column_slice.start
+    if columns > CALIBRATION_ROWS:  # fully sampled data: the middle is enough
+        left = width // 2 - CALIBRATION_ROWS // 2
+        column_slice = slice(left, left + CALIBRATION_ROWS)
+    return row_slice, column_slice
+
+
+def slice_problem(
+    kspace: Tensor, mask: Mask, *, multicoil: bool = True, noise_std: float | None = None, num_coils: int | None = None
+) -> SliceProblem:
+    """Make the inverse problem of one slice from its k-space; nothing outside the mask is looked at.
+
+    Parameters
+    ----------
+    kspace
+        ``(C, H, W)``, complex.
+    mask
+        Sampling mask.
+    multicoil
+        Estimate coil maps (ESPIRiT); otherwise ``C`` is 1 and there are none.
+    noise_std
+        Per real component; estimated if not given.
+    num_coils
+        Compress to this many virtual coils.
+
+    Raises
+    ------
+    ReconError
+        If there is no calibration region, or it is too narrow.
+    """
+    y = kspace * mask.mask.to(kspace.device)
+    if noise_std is None:
+        noise_std = kspace_noise_std(y, mask.mask)
+    zero_filled = ifftc(y).abs().square().sum(0).sqrt()
+    if not multicoil:
+        return SliceProblem(y[0], SinglecoilMRI(mask.mask.to(y.device), y.shape[-2:]), noise_std, zero_filled)
+    region = calibration_region(mask, (y.shape[-2], y.shape[-1]))
+    try:
+        if num_coils is not None and num_coils < y.shape[0]:
+            y = compress_coils(y, num_coils, region)[0]
+        # Without a crop: a pixel of the object that falls below a threshold would be lost for good, whereas air is
+        # what the prior knows best.
+        maps = espirit_maps(y, region, crop=0.0)
+    except OperatorError as error:
+        raise ReconError(str(error)) from None
+    return SliceProblem(y, MulticoilMRI(maps, mask.mask.to(y.device)), noise_std, zero_filled)
+
+
+def anatomy_of(acquisition: str | None) -> str | None:
+    """Anatomy of a fastMRI acquisition: ``AX...`` sequences are brains, ``COR...`` ones knees."""
+    if acquisition is None:
+        return None
+    if acquisition.upper().startswith("AX"):
+        return "brain"
+    return "knee" if acquisition.upper().startswith("COR") else None
+
+
+def reconstruct_file(
+    source: Path,
+    out: Path,
+    prior: ScorePrior,
+    solver: Solver,
+    settings: MRISettings,
+    *,
+    prior_facts: dict[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+    on_progress: Callable[[int, int], None] | None = None,
+    on_slice: Callable[[SliceResult], None] | None = None,
+) -> dict[str, Any]:
+    """Reconstruct every slice of a fastMRI file and write ``out`` in one piece.
+
+    Parameters
+    ----------
+    source, out
+        Input and output file.
+    prior, solver, settings
+        With what, and how.
+    prior_facts
+        Name and hash of the prior, for provenance.
+    device
+        Where to compute.
+    on_progress
+        Called with ``(steps done, steps in all)`` of the file.
+    on_slice
+        Called with every finished slice.
+
+    Returns
+    -------
+    dict
+        The provenance that was written.
+
+    Raises
+    ------
+    ReconError
+        Naming the file and what is wrong with it; nothing is written then.
+    """
+    with FastMRIFile(source) as file:
+        mask = sampling_mask(file, settings)
+        notes = _anatomy_notes(file, prior, settings)
+        provenance = _provenance(file, prior, solver, settings, mask, prior_facts)
+        kept = settings.num_samples if settings.keep_samples else 0
+        with ReconstructionWriter(out, file.num_slices, file.target_shape, provenance, num_samples=kept) as writer:
+            slices, empty = [], 0
+            for index in range(file.num_slices):
+
+                def report(done: int, total: int, index: int = index) -> None:
+                    if on_progress is not None:
+                        on_progress(index * total + done, file.num_slices * total)
+
+                target = None if file.target is None else file.read_target(index)
+                try:
+                    measured = file.read_slice(index)
+                except EmptySliceError as error:
+                    empty += 1
+                    if empty == file.num_slices:
+                        raise ReconError(f"{source}: dataset 'kspace' is all zeros") from None
+                    notes.append(f"{error}; its reconstruction is zero")
+                    blank = torch.zeros(file.target_shape)
+                    samples = torch.zeros(kept, *file.target_shape, dtype=torch.complex64) if kept else None
+                    writer.write_slice(index, blank, blank, samples)
+                    continue
+                kspace = crop_readout(measured.kspace * measured.measured, file.readout_height).to(device)
+                with python_warnings.catch_warnings(record=True) as caught:
+                    python_warnings.simplefilter("always")
+                    try:
+                        problem = slice_problem(
+                            kspace,
+                            mask,
+                            multicoil=file.multicoil,
+                            noise_std=settings.noise_std,
+                            num_coils=settings.num_coils,
+                        )
+                        posterior = reconstruct(
+                            problem.y,
+                            problem.operator,
+                            prior,
+                            solver,
+                            settings.num_samples,
+                            settings.seed,
+                            noise_std=problem.noise_std,
+                            key=f"{file.stem}/{index}",
+                            keep_samples=settings.keep_samples,
+                            on_progress=report,
+                        )
+                    except ReconError as error:
+                        raise ReconError(f"{source}: slice {index}: {error}") from None
+                notes.extend(str(item.message) for item in caught)
+                notes.extend(posterior.warnings)
+                slices.append(_slice_facts(index, posterior))
+
+                def crop(image: Tensor) -> Tensor:
+                    return centre_crop(image.cpu(), file.target_shape)
+
+                mean, std = crop(posterior.mean.abs()), crop(posterior.std)
+                writer.write_slice(
+                    index, mean, std, crop(posterior.samples) if posterior.samples is not None else None
+                )
+                if on_slice is not None:
+                    on_slice(SliceResult(index, mean, std, crop(problem.zero_filled), mask.mask, target))
+            writer.provenance["slices"] = slices
+            writer.provenance["warnings"] = list(dict.fromkeys(notes))
+        return dict(writer.provenance)
+
+
+def _anatomy_notes(file: FastMRIFile, prior: ScorePrior, settings: MRISettings) -> list[str]:
+    known = prior.contract.anatomy
+    anatomy = settings.anatomy or anatomy_of(file.acquisition)
+    if not known or anatomy in known:
+        return []
+    if anatomy is None:
+        return [f"the anatomy is not stated; prior {prior.contract.name!r} knows {', '.join(known)} only"]
+    return [f"the images show a {anatomy}, but prior {prior.contract.name!r} knows {', '.join(known)} only"]
+
+
+def _provenance(
+    file: FastMRIFile,
+    prior: ScorePrior,
+    solver: Solver,
+    settings: MRISettings,
+    mask: Mask,
+    prior_facts: dict[str, Any] | None,
+) -> dict[str, Any]:
+    acs = mask.acs if isinstance(mask.acs, tuple) else (mask.acs,)
+    return {
+        "notice": NOT_FOR_DIAGNOSIS,
+        "units": "root sum of squares of the coil images of the input",
+        "solver": settings_of(solver),
+        "prior": {"name": prior.contract.name, **(prior_facts or {})},
+        "seed": settings.seed,
+        "num_samples": settings.num_samples,
+        "mask": {
+            "name": mask.name,
+            "asked_acceleration": settings.acceleration if settings.mask else None,
+            "realised_acceleration": mask.acceleration,
+            "calibration": [None if s is None else [s.start, s.stop] for s in acs],
+        },
+        "coil_maps": "ESPIRiT from the calibration region" if file.multicoil else None,
+        "num_coils": settings.num_coils or file.num_coils,
+        "calibrated_uncertainty": False,
+        "versions": {name: version(name) for name in ("torch", "numpy", "h5py", "dis-recon")},
+    }
+
+
+def _slice_facts(index: int, posterior: Posterior) -> dict[str, Any]:
+    return {
+        "index": index,
+        "scale": posterior.scale.factor,
+        "phase": posterior.scale.phase,
+        "noise_std": posterior.noise_std,
+        "residual": posterior.residual,
+        "nfe": posterior.nfe,
+        "micro_batch": posterior.micro_batch,
+        "threads": posterior.threads,
+    }
