@@ -1,21 +1,66 @@
-"""What the scanner does: linear forward operators, and what is needed to make them from data."""
+"""What the scanner does: linear forward operators, and what is needed to make them from data.
+
+==============================  ========================================================================
+operators                       `LinearOperator`, `stack`, `FourierTransform`, `SinglecoilMRI`,
+                                `MulticoilMRI`, `CoilwiseMRI`
+tools for your own operators    `check_adjoint`, `linear_function`, `OperatorError`
+Fourier transforms              `fftc`, `ifftc`
+sampling masks                  `Mask`, `make_mask`, `mask_from_array`, `mask_from_kspace`
+coil sensitivity maps           `espirit_maps`, `calibration_residual`, `CalibrationResidual`,
+                                `CalibrationWarning`
+noise                           `noise_covariance`, `noise_from_kspace_edge`, `noise_from_image_corners`,
+                                `prewhiten`
+coil compression                `compression_matrix`, `compress_coils`
+simulation                      `birdcage_maps`, `random_smooth_maps`, `smooth_phase`, `simulate_kspace`,
+                                `add_noise`
+==============================  ========================================================================
+"""
 
 from operators.base import LinearOperator, linear_function, stack
 from operators.checks import check_adjoint
+from operators.coil_compression import compress_coils, compression_matrix
 from operators.errors import OperatorError
+from operators.espirit import CalibrationResidual, CalibrationWarning, calibration_residual, espirit_maps
 from operators.fft import FourierTransform, fftc, ifftc
+from operators.masks import Mask, make_mask, mask_from_array, mask_from_kspace
 from operators.mri import CoilwiseMRI, MulticoilMRI, SinglecoilMRI
+from operators.prewhitening import (
+    noise_covariance,
+    noise_from_image_corners,
+    noise_from_kspace_edge,
+    prewhiten,
+)
+from operators.simulation import add_noise, birdcage_maps, random_smooth_maps, simulate_kspace, smooth_phase
 
 __all__ = [
+    "CalibrationResidual",
+    "CalibrationWarning",
     "CoilwiseMRI",
     "FourierTransform",
     "LinearOperator",
+    "Mask",
     "MulticoilMRI",
     "OperatorError",
     "SinglecoilMRI",
+    "add_noise",
+    "birdcage_maps",
+    "calibration_residual",
     "check_adjoint",
+    "compress_coils",
+    "compression_matrix",
+    "espirit_maps",
     "fftc",
     "ifftc",
     "linear_function",
+    "make_mask",
+    "mask_from_array",
+    "mask_from_kspace",
+    "noise_covariance",
+    "noise_from_image_corners",
+    "noise_from_kspace_edge",
+    "prewhiten",
+    "random_smooth_maps",
+    "simulate_kspace",
+    "smooth_phase",
     "stack",
 ]

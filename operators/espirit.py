@@ -249,9 +249,9 @@ def _patch_basis(calibration: Tensor, kernel: tuple[int, int], threshold: float,
         squared, left = torch.linalg.eigh(matrix @ matrix.mH)
     else:
         squared, vectors = torch.linalg.eigh(matrix.mT @ matrix.conj())
-    # The largest singular value of a matrix of white noise (Marchenko and Pastur 1967); that its rows are
-    # overlapping patches adds a few percent.
-    noise = 1.05 * math.sqrt(2) * noise_std * (math.sqrt(matrix.shape[0]) + math.sqrt(matrix.shape[1]))
+    # The largest singular value of a matrix of white noise (Marchenko and Pastur 1967), with room for its
+    # fluctuation, which is larger where the rows are overlapping patches.
+    noise = 1.1 * math.sqrt(2) * noise_std * (math.sqrt(matrix.shape[0]) + math.sqrt(matrix.shape[1]))
     keep = (squared > threshold**2 * squared[-1]) & (squared > noise**2)
     if not bool(keep.any()):
         keep[-1] = True

@@ -383,9 +383,10 @@ _CENTRE_ON_TOP = ("equispaced", "magic")
 
 
 def _every(size: int, offset: int, spacing: float, stop: int) -> np.ndarray:
-    """Mark every spacing-th of `size` positions from the offset on."""
+    """Mark every spacing-th of `size` positions from the offset on, before `stop`."""
     sampled = np.zeros(size, dtype=bool)
-    sampled[np.around(np.arange(offset, min(size, stop), spacing)).astype(np.int64)] = True
+    index = np.around(np.arange(offset, stop, spacing)).astype(np.int64)
+    sampled[index[index < size]] = True
     return sampled
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from bisect import bisect_left
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -33,6 +35,11 @@ class Contract:
         Short name used in provenance.
     error_table
         Pairs ``(sigma, rms error per real component)`` measured on held-out images, increasing in sigma.
+
+    Raises
+    ------
+    PriorError
+        If a value is out of its range.
     """
 
     channels: str = "complex"
@@ -51,6 +58,9 @@ class Contract:
             raise PriorError(f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
         if not self.level > 0:
             raise PriorError(f"level must be positive, got {self.level}")
+        sigmas = [sigma for sigma, _ in self.error_table]
+        if sigmas != sorted(set(sigmas)) or not all(s > 0 and e > 0 for s, e in self.error_table):
+            raise PriorError("the error table must hold positive numbers, its sigmas increasing")
 
     @property
     def num_channels(self) -> int:
@@ -64,11 +74,17 @@ class Contract:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Contract:
         """Rebuild a contract from :meth:`as_dict`; an unknown or missing field is an error."""
-        unknown = set(values) - set(cls.__dataclass_fields__)
-        if unknown:
-            raise PriorError(f"the prior's contract has unknown fields {sorted(unknown)}")
-        table = tuple((float(s), float(e)) for s, e in values.get("error_table", ()))
-        return cls(**{**values, "anatomy": tuple(values.get("anatomy", ())), "error_table": table})
+        check_fields(cls, values, "contract")
+        table = tuple((float(s), float(e)) for s, e in values["error_table"])
+        return cls(**{**values, "anatomy": tuple(values["anatomy"]), "error_table": table})
+
+
+def check_fields(kind: type, values: dict[str, Any], what: str) -> None:
+    """Raise unless ``values`` has the fields of the dataclass ``kind``, all of them and no others."""
+    known = {field.name for field in fields(kind)}
+    for word, names in (("unknown", set(values) - known), ("missing", known - set(values))):
+        if names:
+            raise PriorError(f"the prior's {what} has {word} fields {sorted(names)}")
 
 
 class ScorePrior(nn.Module):
@@ -130,7 +146,7 @@ class ScorePrior(nn.Module):
         if not (x.is_floating_point() or x.is_complex()):
             raise PriorError(f"a prior takes floating-point images, got {x.dtype}")
         lead, size = x.shape[:-2], x.shape[-2:]
-        flat = x.reshape(-1, *size)
+        flat = x.resolve_conj().reshape(-1, *size)
         real_dtype = flat.real.dtype if x.is_complex() else x.dtype
         sigmas = torch.as_tensor(sigma, dtype=real_dtype, device=x.device)
         if not bool((sigmas > 0).all()):
@@ -175,13 +191,14 @@ class ScorePrior(nn.Module):
             return variance * sigma**2 / (variance + sigma**2)
         if sigma <= table[0][0]:
             return (sigma * table[0][1] / table[0][0]) ** 2
-        log_sigma = torch.tensor(sigma).log()
-        knots = torch.tensor(table).log()
-        upper = int(torch.searchsorted(knots[:, 0].contiguous(), log_sigma).clamp(1, len(table) - 1))
-        (s0, e0), (s1, e1) = knots[upper - 1], knots[upper]
-        weight = ((log_sigma - s0) / (s1 - s0)).clamp(0, 1)
-        return float((e0 + weight * (e1 - e0)).exp() ** 2)
+        if sigma >= table[-1][0]:
+            return table[-1][1] ** 2
+        upper = bisect_left(table, (sigma,))
+        (s0, e0), (s1, e1) = table[upper - 1], table[upper]
+        weight = math.log(sigma / s0) / math.log(s1 / s0)
+        return (e0 * (e1 / e0) ** weight) ** 2
 
 
-def _per_image(sigma: float | Tensor, x: Tensor) -> float | Tensor:
-    return sigma[..., None, None].to(x.device) if isinstance(sigma, Tensor) and sigma.ndim else sigma
+def _per_image(sigma: float | Tensor, x: Tensor) -> Tensor:
+    # In the precision of the image, so that a float64 sigma does not make a complex64 image complex128.
+    return torch.as_tensor(sigma, dtype=x.abs().dtype, device=x.device)[..., None, None]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -41,23 +41,26 @@ def save_prior(path: str | Path, prior: NetworkPrior, training: dict[str, Any] |
     Raises
     ------
     PriorError
-        If the file cannot be written.
+        If the file cannot be written, or the facts are not JSON-ready.
     """
     path = Path(path)
-    header = {
-        "format": FORMAT,
-        "version": VERSION,
-        "contract": json.dumps(prior.contract.as_dict()),
-        "network": json.dumps(prior.network.settings.as_dict()),
-        "training": json.dumps(training or {}),
+    sections = {
+        "contract": prior.contract.as_dict(),
+        "network": prior.network.settings.as_dict(),
+        "training": training or {},
     }
+    try:
+        header = {"format": FORMAT, "version": VERSION, **{k: json.dumps(v) for k, v in sections.items()}}
+    except TypeError as error:
+        raise PriorError(f"cannot write the prior to {path}: {error}") from None
     tensors = {key: value.detach().cpu().contiguous() for key, value in prior.network.state_dict().items()}
     temporary = path.with_name(path.name + ".tmp")
     try:
         save_file(tensors, temporary, metadata=header)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there may be no such folder
+            temporary.unlink()
         raise PriorError(f"cannot write the prior to {path}: {error}") from None
 
 
@@ -66,11 +69,12 @@ def prior_path(path_or_name: str | Path) -> Path:
     path = Path(path_or_name)
     if path.is_file():
         return path
-    bundled = _WEIGHTS / f"{path_or_name}.safetensors"
-    if bundled.is_file():
-        return bundled
+    names = bundled_priors()
+    if str(path_or_name) in names:
+        return _WEIGHTS / f"{path_or_name}.safetensors"
     raise PriorError(
-        f"no prior {str(path_or_name)!r}: neither a file nor one of the bundled priors ({', '.join(bundled_priors())})"
+        f"no prior {str(path_or_name)!r}: neither a file nor one of the bundled priors "
+        f"({', '.join(names) or 'there are none'})"
     )
 
 
@@ -94,16 +98,25 @@ def read_header(path_or_name: str | Path) -> dict[str, Any]:
     except (SafetensorError, OSError) as error:
         raise PriorError(f"{path} is not a safetensors file: {error}") from None
     if metadata.get("format") != FORMAT:
-        raise PriorError(f"{path} is a safetensors file but not a prior of this project (no {FORMAT!r} header)")
+        raise PriorError(
+            f"{path} is a safetensors file but not a prior of this project (no {FORMAT!r} header)"
+        )
     if metadata.get("version") != VERSION:
         raise PriorError(f"{path} has format version {metadata.get('version')}; this release reads {VERSION}")
-    try:
-        return {key: json.loads(metadata[key]) for key in ("contract", "network", "training")}
-    except (KeyError, json.JSONDecodeError) as error:
-        raise PriorError(f"{path} has a damaged header: {error}") from None
+    header = {}
+    for key in ("contract", "network", "training"):
+        try:
+            header[key] = json.loads(metadata[key])
+        except (KeyError, json.JSONDecodeError):
+            raise PriorError(f"{path} has a damaged header: {key!r} is missing or no JSON") from None
+        if not isinstance(header[key], dict):
+            raise PriorError(f"{path} has a damaged header: {key!r} is no JSON object")
+    return header
 
 
-def load_prior(path_or_name: str | Path, *, precision: str = "fp32", device: str | torch.device = "cpu") -> NetworkPrior:
+def load_prior(
+    path_or_name: str | Path, *, precision: str = "fp32", device: str | torch.device = "cpu"
+) -> NetworkPrior:
     """Load a prior from a file or by the name of a bundled one.
 
     No code from the file is run, and every weight must be there, of the right shape, and finite.
@@ -132,17 +145,20 @@ def load_prior(path_or_name: str | Path, *, precision: str = "fp32", device: str
     try:
         contract = Contract.from_dict(header["contract"])
         network = DenoisingUNet(NetworkSettings.from_dict(header["network"]))
-    except (KeyError, TypeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # PriorError is a ValueError
         raise PriorError(f"{path} has a damaged header: {error}") from None
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     expected = network.state_dict()
     missing, unexpected = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if missing or unexpected:
-        raise PriorError(f"{path} does not fit its network: missing {missing[:3]}, unexpected {unexpected[:3]}")
+        raise PriorError(
+            f"{path} does not fit its network: missing {missing[:3]}, unexpected {unexpected[:3]}"
+        )
     for key, value in tensors.items():
         if value.shape != expected[key].shape:
-            raise PriorError(f"{path}: {key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}")
+            shapes = f"shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}"
+            raise PriorError(f"{path}: {key} has {shapes}")
         if not bool(torch.isfinite(value).all()):
             raise PriorError(f"{path}: {key} holds values that are not finite")
     network.load_state_dict(tensors)

@@ -22,7 +22,8 @@ class GaussianPrior(ScorePrior):
     variance
         Independent pixels: non-negative, ``(H, W)`` or a number.
     spectrum
-        Stationary images: variance of each coefficient of the uncentred orthonormal Fourier transform, ``(H, W)``.
+        Stationary images: variance of each coefficient of the uncentred orthonormal Fourier transform,
+        ``(H, W)``; that of real images is symmetric, ``spectrum[k] = spectrum[-k]``.
     covariance
         Any covariance: Hermitian (real symmetric for real images) non-negative, ``(H*W, H*W)``.
     sigma_min, sigma_max
@@ -35,6 +36,8 @@ class GaussianPrior(ScorePrior):
     """
 
     mean: Tensor
+    values: Tensor
+    basis: Tensor | None
 
     def __init__(
         self,
@@ -53,25 +56,22 @@ class GaussianPrior(ScorePrior):
         real = mean.abs().dtype
         basis: Tensor | None = None
         if covariance is not None:
-            n = mean.numel()
-            if covariance.shape != (n, n) or not torch.allclose(covariance, covariance.mH, atol=1e-5):
-                raise PriorError(f"covariance must be Hermitian ({n}, {n}), got {tuple(covariance.shape)}")
-            values, basis = torch.linalg.eigh(covariance.to(mean.dtype))
-            if float(values.min()) < -1e-5 * float(values.abs().max()):
-                raise PriorError("covariance has negative eigenvalues")
-            values = values.clamp_min(0)
+            values, basis = _eigenvalues(covariance, mean)
+            pixel_variance = covariance.diagonal().real.reshape(mean.shape)
+        elif spectrum is not None:
+            values = _non_negative(spectrum, "spectrum", mean.shape, real)
+            mirrored = values.flip((0, 1)).roll((1, 1), (0, 1))
+            if not mean.is_complex() and not torch.allclose(values, mirrored, rtol=1e-5, atol=0):
+                raise PriorError("the spectrum of a real image must be symmetric, spectrum[k] = spectrum[-k]")
+            pixel_variance = values.mean()
         else:
-            given = variance if spectrum is None else spectrum
-            values = torch.as_tensor(given, dtype=real).expand(mean.shape).clone()
-            if bool((values < 0).any()):
-                raise PriorError("variance and spectrum must not be negative")
-        second_moment = float((values.sum() * 2 + mean.abs().square().sum()) / mean.numel())
+            values = pixel_variance = _non_negative(variance, "variance", mean.shape, real)
         super().__init__(
             Contract(
                 channels="complex" if mean.is_complex() else "real",
                 sigma_min=sigma_min,
                 sigma_max=sigma_max,
-                level=max(second_moment, 1e-12) ** 0.5,
+                level=_level(mean, pixel_variance),
                 name="gaussian",
             )
         )
@@ -84,8 +84,8 @@ class GaussianPrior(ScorePrior):
         """Apply a function of the covariance, given by its eigenvalues ``gains``, to ``(..., H, W)``."""
         if self.basis is not None:
             basis = self.basis.to(x.dtype)
-            rotated = x.flatten(-2) @ basis.conj()
-            return ((rotated * gains) @ basis.mT).reshape(x.shape)
+            coefficients = x.flatten(-2) @ basis.conj()
+            return ((coefficients * gains) @ basis.mT).reshape(x.shape)
         if self.stationary:
             filtered = torch.fft.ifft2(torch.fft.fft2(x, norm="ortho") * gains, norm="ortho")
             return filtered if x.is_complex() else filtered.real
@@ -112,9 +112,46 @@ class GaussianPrior(ScorePrior):
 
     def sample(self, num: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw images ``(num, H, W)`` from the prior."""
-        shape = (num, *self.mean.shape)
-        real = self.mean.abs().dtype
-        z = torch.randn(shape, generator=generator, dtype=real)
-        if self.mean.is_complex():
-            z = torch.complex(z, torch.randn(shape, generator=generator, dtype=real))
-        return self.mean + self._filter(z, self.values.sqrt())
+        z = torch.randn(
+            (num, *self.mean.shape), generator=generator, dtype=self.mean.dtype, device=self.mean.device
+        )
+        # Torch's complex normal numbers have E|z|^2 = 1, those of this project 2.
+        root = (self.values * (2 if z.is_complex() else 1)).sqrt()
+        return self.mean + self._filter(z, root)
+
+
+def _non_negative(given: Tensor | float | None, what: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    values = torch.as_tensor(given, dtype=dtype)
+    if values.ndim and values.shape != shape:
+        raise PriorError(
+            f"{what} must be a number or of the mean's shape {tuple(shape)}, got {tuple(values.shape)}"
+        )
+    if not bool((values >= 0).all()):
+        raise PriorError(f"{what} must not be negative or NaN")
+    return values.expand(shape).clone()
+
+
+def _eigenvalues(covariance: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    n = mean.numel()
+    if covariance.shape != (n, n):
+        raise PriorError(f"covariance must have shape ({n}, {n}), got {tuple(covariance.shape)}")
+    if covariance.is_complex() and not mean.is_complex():
+        raise PriorError("the covariance of real images must be real")
+    if not bool((covariance - covariance.mH).abs().max() <= 1e-5 * covariance.abs().max()):
+        raise PriorError("covariance must be Hermitian")
+    values, basis = torch.linalg.eigh(covariance.to(mean.dtype))
+    if float(values.min()) < -1e-5 * float(values.abs().max()):
+        raise PriorError("covariance has negative eigenvalues")
+    return values.clamp_min(0), basis
+
+
+def _level(mean: Tensor, variance: Tensor) -> float:
+    """Level of the contract, ``sqrt(sum E|x|^4 / sum E|x|^2)``, from the moments of Gaussian pixels."""
+    m2, v = mean.abs().double() ** 2, variance.double().expand(mean.shape)
+    if mean.is_complex():
+        second, fourth = m2 + 2 * v, m2**2 + 8 * m2 * v + 8 * v**2
+    else:
+        second, fourth = m2 + v, m2**2 + 6 * m2 * v + 3 * v**2
+    if not float(second.sum()) > 0:
+        raise PriorError("a prior of mean zero and variance zero knows no image but zero")
+    return float(fourth.sum() / second.sum()) ** 0.5

@@ -1,21 +1,22 @@
 """The project's own denoising network: a small noise-conditional U-Net, fully convolutional.
 
 Two choices make it cheap on a CPU. A pixel-unshuffle stem works on a grid half as fine with four times the
-channels, and there is no normalisation layer: statistics over the whole image would tie the output to the size
-of the field of view, and the preconditioning already keeps activations at unit scale.
+channels, and there is no normalisation layer: statistics over the whole image would tie the output to the
+size of the field of view, and the preconditioning already keeps activations at unit scale.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from priors.base import Contract, ScorePrior
+from priors.base import Contract, ScorePrior, check_fields
 from priors.errors import PriorError
 
 
@@ -37,6 +38,11 @@ class NetworkSettings:
         Width of the noise-level embedding.
     sigma_data
         Standard deviation per channel of the training images (the EDM preconditioning's constant).
+
+    Raises
+    ------
+    PriorError
+        If there is no such network.
     """
 
     channels: int = 2
@@ -46,16 +52,26 @@ class NetworkSettings:
     embedding: int = 128
     sigma_data: float = 0.2
 
+    def __post_init__(self) -> None:
+        counts = (self.channels, *self.widths, self.blocks, self.unshuffle)
+        if not self.widths or min(counts) < 1 or self.embedding < 2 or self.embedding % 2:
+            raise PriorError(f"impossible network settings {self}")
+        if not self.sigma_data > 0:
+            raise PriorError(f"sigma_data must be positive, got {self.sigma_data}")
+
+    @property
+    def size_multiple(self) -> int:
+        """Heights and widths are padded to a multiple of this inside the network."""
+        return int(self.unshuffle * 2 ** (len(self.widths) - 1))
+
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON-ready values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkSettings:
-        """Rebuild settings from :meth:`as_dict`; an unknown field is an error."""
-        unknown = set(values) - set(cls.__dataclass_fields__)
-        if unknown:
-            raise PriorError(f"the prior's network settings have unknown fields {sorted(unknown)}")
+        """Rebuild settings from :meth:`as_dict`; an unknown or missing field is an error."""
+        check_fields(cls, values, "network")
         return cls(**{**values, "widths": tuple(values["widths"])})
 
 
@@ -85,17 +101,17 @@ class DenoisingUNet(nn.Module):
 
     def __init__(self, settings: NetworkSettings) -> None:
         super().__init__()
-        if settings.embedding % 2 or not settings.widths or settings.blocks < 1 or settings.unshuffle < 1:
-            raise PriorError(f"impossible network settings {settings}")
         self.settings = settings
         widths, width_e = settings.widths, settings.embedding
         packed = settings.channels * settings.unshuffle**2
-        self.embed = nn.Sequential(nn.Linear(width_e, width_e), nn.SiLU(), nn.Linear(width_e, width_e), nn.SiLU())
+        self.embed = nn.Sequential(
+            nn.Linear(width_e, width_e), nn.SiLU(), nn.Linear(width_e, width_e), nn.SiLU()
+        )
         self.stem = nn.Conv2d(packed, widths[0], 3, padding=1)
         self.head = nn.Conv2d(widths[0], packed, 3, padding=1)
         self.down = nn.ModuleList(self._stage(w) for w in widths)
         self.up = nn.ModuleList(self._stage(w) for w in widths)
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.shrink = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairs)
         self.grow = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairs)
         nn.init.zeros_(self.head.weight)
@@ -104,14 +120,11 @@ class DenoisingUNet(nn.Module):
     def _stage(self, width: int) -> nn.ModuleList:
         return nn.ModuleList(_Block(width, self.settings.embedding) for _ in range(self.settings.blocks))
 
-    @property
-    def size_multiple(self) -> int:
-        """Heights and widths are padded to a multiple of this inside :meth:`forward`."""
-        return int(self.settings.unshuffle * 2 ** (len(self.settings.widths) - 1))
-
     def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
+        """Apply the network to ``(B, channels, H, W)`` and ``(B,)``; see the class."""
         height, width = x.shape[-2:]
-        pad_h, pad_w = -height % self.size_multiple, -width % self.size_multiple
+        multiple = self.settings.size_multiple
+        pad_h, pad_w = -height % multiple, -width % multiple
         if pad_h or pad_w:
             x = F.pad(x, (0, pad_w, 0, pad_h), mode="replicate")
         embedding = self.embed(_fourier_features(noise_label, self.settings.embedding))
@@ -170,9 +183,8 @@ class NetworkPrior(ScorePrior):
     def denoise_channels(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See :meth:`ScorePrior.denoise_channels`."""
         if x.ndim != 4 or x.shape[1] != self.contract.num_channels:
-            raise PriorError(
-                f"prior {self.contract.name!r} takes (B, {self.contract.num_channels}, H, W), got {tuple(x.shape)}"
-            )
+            expected = f"(B, {self.contract.num_channels}, H, W)"
+            raise PriorError(f"prior {self.contract.name!r} takes {expected}, got {tuple(x.shape)}")
         dtype = x.dtype
         x = x.to(torch.float32, memory_format=torch.channels_last)
         sigma = sigma.to(torch.float32)

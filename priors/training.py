@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -56,8 +56,8 @@ class TrainingSettings:
                 raise PriorError(f"training setting {name} must be positive, got {getattr(self, name)}")
         if self.decay > self.steps:
             raise PriorError(f"decay ({self.decay}) is longer than the training ({self.steps} steps)")
-        if self.patch % DenoisingUNet(self.network).size_multiple:
-            raise PriorError(f"patch {self.patch} is no multiple of {DenoisingUNet(self.network).size_multiple}")
+        if self.patch % self.network.size_multiple:
+            raise PriorError(f"patch {self.patch} is no multiple of {self.network.size_multiple}")
 
 
 def energy_level(image: Tensor) -> Tensor:
@@ -67,9 +67,19 @@ def energy_level(image: Tensor) -> Tensor:
 
 
 def prepare_slices(volumes: Sequence[Tensor], level: float) -> list[Tensor]:
-    """Cut magnitude volumes ``(S, H, W)`` into slices at the prior's level, leaving out nearly empty ones."""
+    """Cut magnitude volumes ``(S, H, W)`` into slices at the prior's level, leaving out nearly empty ones.
+
+    Raises
+    ------
+    PriorError
+        If a volume has another number of axes or values that are not finite, or every slice is empty.
+    """
     slices = []
-    for volume in volumes:
+    for number, volume in enumerate(volumes):
+        if volume.ndim != 3:
+            raise PriorError(f"volume {number} has shape {tuple(volume.shape)}, expected (slices, H, W)")
+        if not bool(torch.isfinite(volume).all()):
+            raise PriorError(f"volume {number} holds values that are not finite")
         energy = (volume.double() ** 2).sum((-2, -1))
         for index in torch.nonzero(energy > 0.05 * energy.max()).flatten().tolist():
             image = volume[index].float()
@@ -94,8 +104,8 @@ def _smooth_field(shape: tuple[int, int, int], cycles: float, generator: torch.G
 def sample_patches(slices: Sequence[Tensor], batch: int, patch: int, generator: torch.Generator) -> Tensor:
     """Draw augmented complex patches from magnitude slices.
 
-    Rotation by any angle, flips, zoom 0.65-1.5 (anisotropic by up to 10 %), gamma, brightness, a smooth bias field,
-    and a smooth random phase with a random global one.
+    Rotation by any angle, flips, zoom 0.65-1.5 (anisotropic by up to 10 %), gamma, brightness, a smooth bias
+    field, and a smooth random phase with a random global one.
 
     Returns
     -------
@@ -114,17 +124,21 @@ def sample_patches(slices: Sequence[Tensor], batch: int, patch: int, generator: 
     for item in range(batch):
         image = slices[int(torch.randint(len(slices), (1,), generator=generator))]
         height, width = image.shape
-        # Centre the patch on a bright pixel half of the time's way, so that few patches are only air.
+        # Centre the patch on a pixel of the object where a few tries find one, so that few patches are air.
         pixel = int(torch.randint(height * width, (1,), generator=generator))
         for _ in range(4):
             if image.view(-1)[pixel] > 0.05:
                 break
             pixel = int(torch.randint(height * width, (1,), generator=generator))
-        centre = torch.tensor([2 * (pixel % width) / (width - 1) - 1, 2 * (pixel // width) / (height - 1) - 1])
+        row, column = divmod(pixel, width)
+        centre = torch.tensor([(2 * column + 1) / width - 1, (2 * row + 1) / height - 1])
         cos, sin = math.cos(float(angle[item])), math.sin(float(angle[item]))
         sx, sy = float(zoom[item] * stretch[item]), float(zoom[item] / stretch[item])
         rotation = torch.tensor(
-            [[cos * sx * patch / width, -sin * sy * patch / width], [sin * sx * patch / height, cos * sy * patch / height]]
+            [
+                [cos * sx * patch / width, -sin * sy * patch / width],
+                [sin * sx * patch / height, cos * sy * patch / height],
+            ]
         )
         rotation[:, 0] *= flip[item]
         theta = torch.cat([rotation, centre[:, None]], dim=1)[None]
@@ -144,14 +158,15 @@ def sample_patches(slices: Sequence[Tensor], batch: int, patch: int, generator: 
 def draw_sigma(settings: TrainingSettings, generator: torch.Generator) -> Tensor:
     """Noise levels of a batch: log-normal where it matters, one in five log-uniform over the whole range."""
     low, high = math.log(settings.sigma_min), math.log(settings.sigma_max)
-    normal = math.log(settings.sigma_centre) + settings.sigma_spread * torch.randn(settings.batch, generator=generator)
+    spread = settings.sigma_spread * torch.randn(settings.batch, generator=generator)
+    normal = math.log(settings.sigma_centre) + spread
     flat = low + (high - low) * torch.rand(settings.batch, generator=generator)
     pick = torch.rand(settings.batch, generator=generator) < 0.2
     return torch.where(pick, flat, normal).clamp(low, high).exp()
 
 
 def denoising_loss(prior: NetworkPrior, clean: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
-    """Weighted denoising error, EDM's loss (Karras et al. 2022, Table 1): ``(s^2 + d^2) / (s d)^2 |D - x0|^2``."""
+    """EDM's loss ``(s^2 + d^2) / (s d)^2 |D - x0|^2``, s the noise's, d the data's (Karras et al. 2022)."""
     channels = torch.view_as_real(clean).permute(0, 3, 1, 2).contiguous()
     noise = torch.randn(channels.shape, generator=generator)
     denoised = prior.denoise_channels(channels + sigma[:, None, None, None] * noise, sigma)
@@ -161,8 +176,10 @@ def denoising_loss(prior: NetworkPrior, clean: Tensor, sigma: Tensor, generator:
 
 
 @torch.no_grad()
-def denoising_errors(prior: NetworkPrior, patches: Tensor, sigmas: Sequence[float], seed: int = 0) -> list[float]:
-    """Root-mean-square error per real component of the denoiser on clean ``(N, n, n)`` patches, one a sigma."""
+def denoising_errors(
+    prior: NetworkPrior, patches: Tensor, sigmas: Sequence[float], seed: int = 0
+) -> list[float]:
+    """Denoiser's root-mean-square error per real component on clean patches ``(N, n, n)``, one a sigma."""
     errors = []
     for index, sigma in enumerate(sigmas):
         generator = torch.Generator().manual_seed(seed + index)
@@ -192,8 +209,8 @@ def train(
 ) -> NetworkPrior:
     """Train a prior, or go on with the training that ``folder`` holds.
 
-    Every step draws from a generator seeded by ``(seed, step)``, so an interrupted training that is resumed sees
-    the batches that an uninterrupted one would have seen.
+    Every step draws from a generator seeded by ``(seed, step)``, so an interrupted training that is resumed
+    sees the batches that an uninterrupted one would have seen.
 
     Parameters
     ----------
@@ -214,19 +231,28 @@ def train(
     Raises
     ------
     PriorError
-        If the folder holds another network's training, or the loss stops being finite.
+        If there are no images, the folder cannot be written or holds another network's training or a damaged
+        state, or the loss stops being finite.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(settings.seed)
+    if not slices or not validation:
+        raise PriorError("training needs images to train on and images to validate on")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PriorError(f"cannot make the training's folder {folder}: {error}") from None
     contract = Contract(
         sigma_min=settings.sigma_min,
         sigma_max=settings.sigma_max,
         level=settings.level,
-        size_multiple=DenoisingUNet(settings.network).size_multiple,
+        size_multiple=settings.network.size_multiple,
     )
-    prior = NetworkPrior(DenoisingUNet(settings.network), contract, settings.precision)
+    with torch.random.fork_rng(devices=[]):  # the caller's random state is none of ours
+        torch.manual_seed(settings.seed)
+        prior = NetworkPrior(DenoisingUNet(settings.network), contract, settings.precision)
     average = copy.deepcopy(prior)
-    optimiser = torch.optim.AdamW(prior.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimiser = torch.optim.AdamW(
+        prior.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
+    )
     generator = torch.Generator().manual_seed(settings.seed + 1)
     held_out = sample_patches(validation, 32, settings.patch, generator)
     step, spent = _restore(folder / "state.pt", prior, average, optimiser, settings)
@@ -289,7 +315,7 @@ def _store(
     }
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _restore(
@@ -302,8 +328,19 @@ def _restore(
     """Load a stored training state if there is one; returns the step and the seconds spent so far."""
     if not path.exists():
         return 0, 0.0
-    state = torch.load(path, weights_only=True)
-    stored = NetworkSettings.from_dict(json.loads(state["settings"])["network"])
+    try:
+        state = torch.load(path, weights_only=True)
+        stored = NetworkSettings.from_dict(json.loads(state["settings"])["network"])
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        TypeError,
+        ValueError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise PriorError(f"{path} holds no training that can be resumed: {error}") from None
     if stored != settings.network:
         raise PriorError(f"{path} holds a training of another network, {stored}; choose another folder")
     prior.network.load_state_dict(state["network"])

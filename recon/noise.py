@@ -10,8 +10,8 @@ from torch import Tensor
 from operators.base import LinearOperator
 from recon.errors import ReconError
 
-# The squared magnitude of complex Gaussian noise of variance s^2 per component is exponential with median 2 ln 2 s^2.
-_MEDIAN = 2 * math.log(2)
+# The magnitude of complex Gaussian noise of standard deviation s per component has the median sqrt(2 ln 2) s.
+_MEDIAN = math.sqrt(2 * math.log(2))
 
 
 def estimate_noise(y: Tensor, operator: LinearOperator) -> float:
@@ -24,17 +24,20 @@ def estimate_noise(y: Tensor, operator: LinearOperator) -> float:
     """
     mask = getattr(operator, "mask", None)
     if mask is None or y.ndim < 2:
-        raise ReconError(f"the noise level of {type(operator).__name__} data cannot be estimated; give noise_std")
+        raise ReconError(
+            f"the noise level of {type(operator).__name__} data cannot be estimated; give noise_std"
+        )
     return kspace_noise_std(y, mask)
 
 
 def kspace_noise_std(kspace: Tensor, mask: Tensor) -> float:
     """Noise standard deviation per real component of Cartesian k-space.
 
-    Two estimates that signal can only raise, of which the lower is taken: the outermost acquired entries of k-space;
-    and, where whole columns were acquired, the rows of the image (after the transform along the readout) that hold
-    least, which are rows of air wherever the field of view is longer than the object. Medians, so that entries that
-    do hold signal count for little; entries that are exactly zero were not acquired.
+    Two estimates that signal can only raise, of which the lower is taken: the outermost acquired entries of
+    k-space; and, where whole columns were acquired, the rows of the image (after the transform along the
+    readout) that hold least, which are rows of air wherever the field of view is longer than the object.
+    Medians, so that entries that do hold signal count for little; entries that are exactly zero were not
+    acquired.
 
     Parameters
     ----------
@@ -47,6 +50,11 @@ def kspace_noise_std(kspace: Tensor, mask: Tensor) -> float:
     -------
     float
         In the units of ``kspace``.
+
+    Raises
+    ------
+    ReconError
+        If nothing was acquired.
     """
     height, width = kspace.shape[-2:]
     coils = kspace.reshape(-1, height, width)
@@ -57,10 +65,10 @@ def kspace_noise_std(kspace: Tensor, mask: Tensor) -> float:
     u = torch.linspace(-1, 1, width, device=kspace.device).abs()
     radius = torch.where(sampled, torch.maximum(v, u), -1.0)
     edge = radius >= torch.quantile(radius[sampled].double(), 0.9)
-    estimates = [float((coils[:, edge].abs() ** 2).median()) / _MEDIAN]
+    estimates = [float(coils[:, edge].abs().median()) / _MEDIAN]
     columns = sampled.all(0)
     if int(columns.sum()) >= 4 and not bool((sampled & ~columns).any()):
         hybrid = torch.fft.ifft(torch.fft.ifftshift(coils[..., columns], dim=-2), dim=-2, norm="ortho")
-        rows = (hybrid.abs() ** 2).transpose(0, 1).flatten(1).median(dim=1).values
+        rows = hybrid.abs().transpose(0, 1).flatten(1).median(dim=1).values
         estimates.append(float(torch.quantile(rows.double(), 0.05)) / _MEDIAN)
-    return math.sqrt(min(estimates))
+    return min(estimates)

@@ -20,8 +20,8 @@ class Posterior:
     mean
         Mean of the samples, ``(H, W)``, complex for complex samples; its magnitude is the image.
     std
-        Standard deviation over the samples of the magnitude (of the value, for real samples), ``(H, W)``. Zero for
-        a single sample.
+        Standard deviation over the samples of the magnitude (of the value, for real samples), ``(H, W)``.
+        Zero for a single sample.
     num_samples
         Samples drawn.
     samples
@@ -31,8 +31,8 @@ class Posterior:
     residual
         Root mean square of ``y - A mean`` per real component, over the acquired entries.
     noise_std
-        Noise level per real component that the data term assumed; a residual far above it means that the image, the
-        coil maps or the noise level are wrong, far below it that noise was fitted.
+        Noise level per real component that the data term assumed; a residual far above it means that the
+        image, the coil maps or the noise level are wrong, far below it that noise was fitted.
     nfe
         Network evaluations a sample.
     scale
@@ -65,8 +65,8 @@ class Posterior:
 class Moments:
     """Running mean of images and standard deviation of their magnitude (Welford 1962), in double precision.
 
-    Welford's update never subtracts two large sums, so the variance cannot come out negative; its memory does not
-    grow with the number of samples.
+    Welford's update never subtracts two large sums, so the variance cannot come out negative; its memory does
+    not grow with the number of samples.
     """
 
     def __init__(self) -> None:

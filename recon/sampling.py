@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,8 +18,8 @@ from recon.solvers.base import KeyedNoise, Problem, Solver, settings_of
 from recon.solvers.dds import DDS
 
 NOISE_FLOOR = 1e-3
-"""Smallest noise level, as a fraction of the prior's level, that is believed: rounding and model errors are there
-even in data that were simulated without noise."""
+"""Smallest noise level, as a fraction of the prior's level, that is believed: rounding and model errors are
+there even in data that were simulated without noise."""
 
 
 def reconstruct(
@@ -42,7 +43,8 @@ def reconstruct(
     Parameters
     ----------
     y
-        Measurement, of the operator's ``range_shape``, in any units.
+        Measurement, of the operator's ``range_shape``, in any units. Entries that the operator's ``mask``, if
+        it has one, leaves out are ignored.
     operator
         Forward operator without batch dimensions.
     prior
@@ -62,8 +64,8 @@ def reconstruct(
     quantiles
         Quantiles of the magnitude to compute, in [0, 1]; these keep the magnitudes.
     micro_batch
-        Samples the solver works on at once; 1 on a CPU, 8 elsewhere if not given. It is always filled, and what is
-        surplus discarded, so that a sample does not depend on how many were asked for.
+        Samples the solver works on at once; 1 on a CPU, 8 elsewhere if not given. It is always filled, and
+        what is surplus discarded, so that a sample does not depend on how many were asked for.
     on_progress
         Called with ``(steps done, steps in all)``.
 
@@ -82,14 +84,24 @@ def reconstruct(
         raise ReconError(f"num_samples must be at least 1, got {num_samples}")
     if any(not 0 <= q <= 1 for q in quantiles):
         raise ReconError(f"quantiles lie in [0, 1], got {list(quantiles)}")
-    if tuple(y.shape) != tuple(operator.range_shape):
-        raise ReconError(f"the measurement has shape {tuple(y.shape)}, the operator's is {tuple(operator.range_shape)}")
-    if not bool(torch.isfinite(y.abs().sum())):
+    if operator.batch_shape:
+        raise ReconError(f"reconstruct takes one image; the operator has a batch {operator.batch_shape}")
+    if tuple(y.shape) != operator.range_shape:
+        raise ReconError(
+            f"the measurement has shape {tuple(y.shape)}, the operator's is {operator.range_shape}"
+        )
+    if not bool(torch.isfinite(y).all()):
         raise ReconError("the measurement holds values that are not finite")
     if micro_batch is None:
         micro_batch = 1 if y.device.type == "cpu" else 8
     if micro_batch < 1:
         raise ReconError(f"micro_batch must be at least 1, got {micro_batch}")
+    if noise_std is not None and not 0 <= noise_std < math.inf:
+        raise ReconError(f"noise_std must be a number and not negative, got {noise_std}")
+    mask = getattr(operator, "mask", None)
+    acquired = y.numel() if mask is None else y.numel() // mask.numel() * int(mask.sum())
+    if mask is not None:
+        y = y * mask
     if scale is None:
         scale = Scale.estimate(y, operator, prior.contract.level)
     if noise_std is None:
@@ -97,27 +109,28 @@ def reconstruct(
     floor = NOISE_FLOOR * prior.contract.level * scale.factor
     warnings: list[str] = []
     if noise_std < floor:
-        warnings.append(f"noise level {noise_std:.3g} raised to {floor:.3g}, a thousandth of the image's level")
+        warnings.append(
+            f"noise level {noise_std:.3g} raised to {floor:.3g}, {NOISE_FLOOR:.1%} of the image's level"
+        )
         noise_std = floor
     if num_samples == 1:
         warnings.append("one sample has no spread: the standard deviation is zero, not known to be small")
     warnings.append("the spread has not been calibrated against fully sampled cases")
 
     problem = Problem(scale.apply(y), operator, noise_std / scale.factor)
+    batches = -(-num_samples // micro_batch)
     moments = Moments()
     kept: list[Tensor] = []
     magnitudes: list[Tensor] = []
     nfe = 0
     with torch.no_grad():
         for first in range(0, num_samples, micro_batch):
-            noise = KeyedNoise(
-                seed, key, range(first, first + micro_batch), tuple(operator.domain_shape), y.dtype, y.device
-            )
+            items = range(first, first + micro_batch)
+            noise = KeyedNoise(seed, key, items, operator.domain_shape, y.dtype, y.device)
 
-            def report(done: int, total: int, first: int = first) -> None:
+            def report(done: int, total: int, batch: int = first // micro_batch) -> None:
                 if on_progress is not None:
-                    batches = -(-num_samples // micro_batch)
-                    on_progress(first // micro_batch * total + done, batches * total)
+                    on_progress(batch * total + done, batches * total)
 
             solution = solver.sample(problem, prior, noise, report)
             nfe = solution.nfe
@@ -129,9 +142,8 @@ def reconstruct(
                     magnitudes.append(sample.abs() if sample.is_complex() else sample)
         mean = moments.mean.to(y.dtype)
         difference = y - operator(mean)
-    acquired = max(int((y != 0).sum()), 1) * (2 if y.is_complex() else 1)
-    residual = float((difference.abs().double() ** 2).sum() / acquired) ** 0.5
-    stacked = torch.stack(magnitudes) if magnitudes else None
+    components = max(acquired, 1) * (2 if y.is_complex() else 1)
+    residual = float((difference.abs().double() ** 2).sum() / components) ** 0.5
     return Posterior(
         mean=mean,
         std=moments.std.to(mean.abs().dtype),
@@ -146,6 +158,19 @@ def reconstruct(
         threads=torch.get_num_threads(),
         settings=settings_of(solver),
         samples=torch.stack(kept) if keep_samples else None,
-        quantiles={q: torch.quantile(stacked, q, dim=0) for q in quantiles} if stacked is not None else {},
+        quantiles=_quantiles(magnitudes, quantiles),
         warnings=tuple(warnings),
     )
+
+
+def _quantiles(magnitudes: Sequence[Tensor], quantiles: Sequence[float]) -> dict[float, Tensor]:
+    """Quantiles over the samples, interpolated linearly; ``torch.quantile`` refuses large stacks."""
+    if not quantiles:
+        return {}
+    ordered = torch.stack(list(magnitudes)).sort(dim=0).values
+    result = {}
+    for q in quantiles:
+        position = q * (len(ordered) - 1)
+        low, high = ordered[math.floor(position)], ordered[math.ceil(position)]
+        result[q] = torch.lerp(low, high, position - math.floor(position))
+    return result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cmath
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +18,8 @@ from recon.solvers.cg import cg
 class Scale:
     """Factor and global phase between the scanner's images and the prior's.
 
-    ``image_of_the_prior = image_of_the_scanner * exp(-i phase) / factor``; the same for the measurement, because
-    the operator is linear, and for the noise level without the phase.
+    ``image_of_the_prior = image_of_the_scanner * exp(-i phase) / factor``; the same for the measurement,
+    because the operator is linear, and for the noise level without the phase.
 
     Parameters
     ----------
@@ -25,18 +27,27 @@ class Scale:
         Positive.
     phase
         Radians; zero for real data.
+
+    Raises
+    ------
+    ReconError
+        If the factor is not positive or the phase not finite.
     """
 
     factor: float
     phase: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor < math.inf or not math.isfinite(self.phase):
+            raise ReconError(f"a scale needs a positive factor and a finite phase, got {self}")
 
     @classmethod
     def estimate(cls, y: Tensor, operator: LinearOperator, level: float, iterations: int = 10) -> Scale:
         """Estimate the scale from acquired data only.
 
         A few conjugate-gradient steps on ``A^H A x = A^H y`` give an image that is free of most aliasing; its
-        energy-weighted magnitude ``sqrt(sum |x|^4 / sum |x|^2)``, which does not depend on how much air surrounds
-        the object, is brought to the prior's ``level``, and the phase of ``sum x |x|`` to zero.
+        energy-weighted magnitude ``sqrt(sum |x|^4 / sum |x|^2)``, which does not depend on how much air
+        surrounds the object, is brought to the prior's ``level``, and the phase of ``sum x |x|`` to zero.
 
         Parameters
         ----------
@@ -52,18 +63,18 @@ class Scale:
         Raises
         ------
         ReconError
-            If the measurement is all zero.
+            If the measurement is all zero where the operator samples.
         """
-        image = cg(operator.normal, operator.adjoint(y), max_iter=iterations, tol=1e-3).x
-        wide = image.to(torch.complex128 if image.is_complex() else torch.float64)
-        magnitude = wide.abs()
+        right = operator.adjoint(y)
         # Divided by the maximum first, so that fourth powers of 1e-4-sized fastMRI data do not underflow.
-        peak = float(magnitude.max())
+        peak = float(right.abs().max())
         if not peak > 0:
             raise ReconError("the measurement is all zero: there is nothing to reconstruct")
-        power = (magnitude / peak) ** 2
+        image = cg(operator.normal, right / peak, max_iter=iterations, tol=1e-3).x
+        wide = image.to(torch.complex128 if image.is_complex() else torch.float64)
+        power = wide.abs() ** 2
         factor = peak * float(torch.sqrt((power**2).sum() / power.sum())) / level
-        phase = float((wide * magnitude).sum().angle()) if image.is_complex() else 0.0
+        phase = float((wide * wide.abs()).sum().angle()) if image.is_complex() else 0.0
         return cls(factor, phase)
 
     def apply(self, y: Tensor) -> Tensor:
@@ -77,5 +88,5 @@ class Scale:
     def _rotation(self, x: Tensor, sign: int) -> Tensor | float:
         if not x.is_complex():
             return 1.0
-        turn = torch.polar(torch.tensor(1.0, dtype=torch.float64), torch.tensor(sign * self.phase, dtype=torch.float64))
-        return turn.to(x.dtype).to(x.device)
+        turn = torch.tensor(cmath.rect(1.0, sign * self.phase), dtype=x.dtype)
+        return turn.to(x.device)

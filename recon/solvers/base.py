@@ -50,9 +50,13 @@ class Solver(Protocol):
     """Draws posterior samples; a frozen dataclass whose fields are its settings."""
 
     def sample(
-        self, problem: Problem, prior: ScorePrior, noise: KeyedNoise, on_step: Callable[[int, int], None] | None = None
+        self,
+        problem: Problem,
+        prior: ScorePrior,
+        noise: KeyedNoise,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> Solution:
-        """Draw one sample for every item of ``noise``; ``on_step(done, total)`` is called after every step."""
+        """Draw one sample for every item of ``noise``; call ``on_step(done, total)`` after every step."""
 
 
 def settings_of(solver: Any) -> dict[str, Any]:
@@ -104,5 +108,7 @@ def check_finite(x: Tensor, step: int, what: str) -> None:
     """Raise :class:`SolverError` naming the step if ``x`` holds a NaN or an infinity."""
     # One reduction: a sum is finite only if every term is (overflow counts as divergence too).
     if not bool(torch.isfinite(x.abs().sum())):
-        raise SolverError(f"{what} produced values that are not finite at step {step}; the operator's norm or the "
-                          "data's scale is likely wrong")
+        raise SolverError(
+            f"{what} produced values that are not finite at step {step}; the operator's norm or the "
+            "data's scale is likely wrong"
+        )

@@ -22,7 +22,7 @@ class CGResult:
     iterations
         Iterations each item took, ``(B,)`` of the batch shape.
     residual
-        ``||b - H x|| / ||b||`` of each item, by the recursion; zero where ``b`` is zero.
+        ``||b - H x|| / ||b||`` of each item, by the recursion; zero where nothing is left to do.
     """
 
     x: Tensor
@@ -47,16 +47,16 @@ def cg(
 ) -> CGResult:
     """Solve ``H x = b`` for a Hermitian positive semi-definite ``H``.
 
-    Inner products conjugate their first factor, and every item of the batch has its own step sizes and stops on
-    its own: an item's result does not depend on what else is in the batch. An item whose right-hand side is zero,
-    or whose residual vanishes, is done.
+    Inner products conjugate their first factor, and every item of the batch has its own step sizes and stops
+    on its own: an item's result does not depend on what else is in the batch. An item whose right-hand side
+    is zero, or whose residual is down to rounding, is done.
 
     Parameters
     ----------
     matrix
         ``H``, acting on ``(..., H, W)``.
     b
-        Right-hand side, ``(..., H, W)``.
+        Right-hand side, ``(..., H, W)``; for a singular ``H`` in its range, as ``A^H y`` is for ``A^H A``.
     x0
         Start; zero if not given (which saves one application of ``H``).
     max_iter
@@ -81,13 +81,18 @@ def cg(
     if max_iter < 0:
         raise ReconError(f"max_iter must not be negative, got {max_iter}")
     if x0 is None:
-        x, r = torch.zeros_like(b), b.clone()
+        x, r = torch.zeros_like(b), b
+        largest = bb = _dot(b, b)
     else:
-        x, r = x0.clone(), b - matrix(x0)
-    p = r.clone()
+        hx = matrix(x0)
+        x, r = x0, b - hx
+        bb = _dot(b, b)
+        largest = torch.maximum(bb, _dot(hx, hx))
+    p = r
     rr = _dot(r, r)
-    bb = _dot(b, b)
-    goal = torch.clamp(tol**2 * bb, min=torch.finfo(rr.dtype).tiny)
+    # Below rounding the residual is noise. Part of it may lie in the null space of H, where steps would grow.
+    limits = torch.finfo(rr.dtype)
+    goal = torch.maximum(tol**2 * bb, (10 * limits.eps) ** 2 * largest).clamp_min(limits.tiny)
     done = rr <= goal
     iterations = torch.zeros_like(rr, dtype=torch.long)
     for _ in range(max_iter):
@@ -96,7 +101,9 @@ def cg(
         hp = matrix(p)
         curvature = _dot(p, hp)
         if bool(((curvature < 0) & ~done).any()):
-            raise ReconError("conjugate gradients met a negative curvature: the operator is not A^H A of anything")
+            raise ReconError(
+                "conjugate gradients met a negative curvature: the operator is not A^H A of anything"
+            )
         # A direction in the null space cannot be improved along; that item is done.
         done = done | (curvature == 0)
         alpha = torch.where(done, 0.0, rr / curvature)
@@ -108,5 +115,5 @@ def cg(
         rr = torch.where(done, rr, fresh)
         done = done | (rr <= goal)
         p = torch.addcmul(r, beta, p)
-    residual = torch.where(bb > 0, (rr / bb).sqrt(), 0.0)
+    residual = torch.where(rr == 0, 0.0, (rr / bb).sqrt())
     return CGResult(x, iterations[..., 0, 0], residual[..., 0, 0])

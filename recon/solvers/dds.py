@@ -105,7 +105,11 @@ class DDS:
         return prior.error_variance(sigma) / noise_std**2
 
     def sample(
-        self, problem: Problem, prior: ScorePrior, noise: KeyedNoise, on_step: Callable[[int, int], None] | None = None
+        self,
+        problem: Problem,
+        prior: ScorePrior,
+        noise: KeyedNoise,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> Solution:
         """Draw one posterior sample for every item of ``noise``.
 
@@ -124,7 +128,9 @@ class DDS:
         if not operator.matched_adjoint:
             raise SolverError("DDS needs an operator with a matched adjoint")
         if self.gamma is None and not self.noise_free and not problem.noise_std > 0:
-            raise SolverError(f"DDS needs a positive noise level, got {problem.noise_std}; or set gamma or noise_free")
+            raise SolverError(
+                f"DDS needs a positive noise level, got {problem.noise_std}; or set gamma or noise_free"
+            )
         adjoint_y = operator.adjoint(problem.y)
         sigmas = self.levels(prior)
         x = sigmas[0] * noise(0)
@@ -158,7 +164,13 @@ class DDS:
     ) -> Tensor:
         """M conjugate-gradient steps from the denoised image (paper, Algorithm 1)."""
         if self.noise_free:
-            return cg(normal, adjoint_y.expand_as(denoised), denoised, max_iter=self.cg_iterations, tol=self.cg_tolerance).x
+            return cg(
+                normal,
+                adjoint_y.expand_as(denoised),
+                denoised,
+                max_iter=self.cg_iterations,
+                tol=self.cg_tolerance,
+            ).x
         if gamma == 0:
             return denoised
         return cg(

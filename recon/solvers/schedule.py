@@ -21,7 +21,9 @@ def karras_sigmas(nfe: int, sigma_max: float, sigma_min: float, rho: float = 7.0
     return [*levels.tolist(), 0.0]
 
 
-def vp_linear_sigmas(nfe: int, steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> list[float]:
+def vp_linear_sigmas(
+    nfe: int, steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02
+) -> list[float]:
     """Levels of a variance-preserving process with linear beta, at evenly spaced steps, and a final zero.
 
     ``sigma = sqrt((1 - abar) / abar)`` (Ho et al. 2020; the spacing of DDIM, Song et al. 2021).
@@ -29,6 +31,10 @@ def vp_linear_sigmas(nfe: int, steps: int = 1000, beta_min: float = 1e-4, beta_m
     if not 1 <= nfe <= steps:
         raise ReconError(f"the number of network evaluations must lie in 1..{steps}, got {nfe}")
     alpha_bar = torch.cumprod(1 - torch.linspace(beta_min, beta_max, steps, dtype=torch.float64), 0)
-    picked = torch.linspace(steps - 1, 0, nfe, dtype=torch.float64).round().long() if nfe > 1 else torch.tensor([steps - 1])
+    picked = (
+        torch.linspace(steps - 1, 0, nfe, dtype=torch.float64).round().long()
+        if nfe > 1
+        else torch.tensor([steps - 1])
+    )
     kept = alpha_bar[picked]
     return [*((1 - kept) / kept).sqrt().tolist(), 0.0]

@@ -1,4 +1,4 @@
-"""Sampling masks: against those of the fastmri package, by their counts and densities, and read back from data."""
+"""Sampling masks: against those of the fastmri package, by counts and densities, and read back from data."""
 
 import numpy as np
 import pytest
@@ -71,8 +71,12 @@ def test_realised_acceleration():
     assert make_mask("equispaced", (640, 368), 4, seed=1).acceleration == pytest.approx(3.25, abs=0.03)
     assert make_mask("equispaced", (640, 368), 8, seed=1).acceleration == pytest.approx(6.24, abs=0.12)
     for seed in range(10):
-        assert make_mask("equispaced-fraction", (640, 368), 4, seed=seed).acceleration == pytest.approx(4, abs=0.2)
-        assert make_mask("equispaced-fraction", (640, 368), 8, seed=seed).acceleration == pytest.approx(8, abs=0.5)
+        assert make_mask("equispaced-fraction", (640, 368), 4, seed=seed).acceleration == pytest.approx(
+            4, abs=0.2
+        )
+        assert make_mask("equispaced-fraction", (640, 368), 8, seed=seed).acceleration == pytest.approx(
+            8, abs=0.5
+        )
     sampled = [int(make_mask("random", (640, 368), 4, seed=seed).mask.sum()) for seed in range(200)]
     # 339 columns with probability 63/339: a standard deviation of 7.2, of the mean over 200 of 0.5.
     assert np.mean(sampled) == pytest.approx(92, abs=2)
@@ -101,7 +105,9 @@ def test_magic_never_samples_a_frequency_and_its_mirror(acceleration):
 
 
 def test_gaussian_density():
-    masks = torch.stack([make_mask("gaussian-2d", (60, 90), 20, seed=s, center_fraction=0).mask for s in range(40)])
+    masks = torch.stack(
+        [make_mask("gaussian-2d", (60, 90), 20, seed=s, center_fraction=0).mask for s in range(40)]
+    )
     _, y, x = masks.nonzero(as_tuple=True)
     # Without replacement the density saturates a little in the middle, and the sides cut it at 3 sigma.
     assert float((y - 30).float().std()) == pytest.approx(60 / 6, rel=0.1)
@@ -121,7 +127,9 @@ def test_poisson_disc_keeps_distance_and_thins_outwards(acceleration):
 
     assert adjacent(mask) == 0
     assert adjacent(uniform) > 100
-    density = [float(mask[(ring >= low) & (ring < low + 0.3)].float().mean()) for low in (0.1, 0.4, 0.7, 1.1, 1.5)]
+    density = [
+        float(mask[(ring >= low) & (ring < low + 0.3)].float().mean()) for low in (0.1, 0.4, 0.7, 1.1, 1.5)
+    ]
     assert density == sorted(density, reverse=True)
     assert density[0] > 2 * density[-1] > 0
 

@@ -197,7 +197,7 @@ def test_maps_that_are_none():
     with pytest.raises(OperatorError, match=r"got \(0, 6, 7\)"):
         MulticoilMRI(random_complex(0, 6, 7), mask)
     maps = random_complex(3, 6, 7)
-    maps[1, 2, 3] = complex("nan")
+    maps[1, 2, 3] = torch.tensor(complex("nan"))
     with pytest.raises(OperatorError, match="NaN"):
         MulticoilMRI(maps, mask)
     with pytest.raises(OperatorError, match="at least one coil"):
