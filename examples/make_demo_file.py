@@ -1,8 +1,9 @@
-"""Make the file that ``recon demo`` reconstructs: a small fastMRI-layout HDF5 of real anatomy with simulated coils.
+"""Make the file that ``recon demo`` reconstructs: fastMRI-layout HDF5 of real anatomy with simulated coils.
 
     python examples/make_demo_file.py study2_FLAIR.nii.gz recon/data/demo_brain.h5
 
-The volume is patient 19 of the open MS data set (Lesjak et al. 2016, CC BY), which no bundled prior was trained on.
+The volume is patient 19 of the open MS data set (Lesjak et al. 2016, CC BY), which no bundled prior was
+trained on.
 """
 
 import argparse
@@ -20,9 +21,9 @@ NUM_COILS = 12
 PEAK = 4e-4  # of an image, the order of magnitude of fastMRI's
 NOISE = 0.003  # standard deviation per real component, of the peak
 ATTRIBUTION = (
-    "Simulated 12-coil k-space of FLAIR slices of patient 19 of the open MS data set, Lesjak, Pernus, Likar, Spiclin, "
-    "Neuroinformatics 14, 403-420 (2016), CC BY. Magnitude images processed by their authors; cropped and flipped; "
-    "coil sensitivities, phase and noise are simulated."
+    "Simulated 12-coil k-space of FLAIR slices of patient 19 of the open MS data set, Lesjak, Pernus, Likar, "
+    "Spiclin, Neuroinformatics 14, 403-420 (2016), CC BY. Magnitude images processed by their authors; cropped "
+    "and flipped; coil sensitivities, phase and noise are simulated."
 )
 
 
@@ -43,7 +44,9 @@ def main() -> None:
     maps = random_smooth_maps(NUM_COILS, shape, seed=19)
     kspace, rss = [], []
     for index, image in enumerate(images):
-        noisy = simulate_kspace(torch.polar(image, smooth_phase(shape, seed=index)), maps, NOISE * PEAK, seed=index)
+        noisy = simulate_kspace(
+            torch.polar(image, smooth_phase(shape, seed=index)), maps, NOISE * PEAK, seed=index
+        )
         # Rounded to far below the noise, to a power of two, so that the file compresses.
         step = 2.0 ** np.floor(np.log2(NOISE * PEAK / 8))
         rounded = torch.view_as_complex(torch.round(torch.view_as_real(noisy) / step) * step)
@@ -53,9 +56,16 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(arguments.out, "w") as file:
         file.create_dataset(
-            "kspace", data=np.stack(kspace), chunks=(1, 1, *shape), compression="gzip", compression_opts=9, shuffle=True
+            "kspace",
+            data=np.stack(kspace),
+            chunks=(1, 1, *shape),
+            compression="gzip",
+            compression_opts=9,
+            shuffle=True,
         )
-        file.create_dataset("reconstruction_rss", data=np.stack(rss), compression="gzip", compression_opts=9, shuffle=True)
+        file.create_dataset(
+            "reconstruction_rss", data=np.stack(rss), compression="gzip", compression_opts=9, shuffle=True
+        )
         file.attrs["acquisition"] = "AXFLAIR"
         file.attrs["max"] = float(np.stack(rss).max())
         file.attrs["norm"] = float(np.linalg.norm(np.stack(rss)))

@@ -162,5 +162,8 @@ def load_prior(
         if not bool(torch.isfinite(value).all()):
             raise PriorError(f"{path}: {key} holds values that are not finite")
     network.load_state_dict(tensors)
-    prior = NetworkPrior(network, contract, precision)
+    try:
+        prior = NetworkPrior(network, contract, precision)
+    except PriorError as error:
+        raise PriorError(f"{path}: {error}") from None
     return prior.to(device).eval().requires_grad_(False)

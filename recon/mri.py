@@ -1,7 +1,8 @@
-"""From a fastMRI file to a reconstruction with its uncertainty: mask, maps, noise level, scale, sampling, output."""
+"""From a fastMRI file to a reconstruction with its uncertainty: mask, maps, noise level, sampling, output."""
 
 from __future__ import annotations
 
+import math
 import warnings as python_warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from operators.coil_compression import compress_coils
 from operators.errors import OperatorError
 from operators.espirit import espirit_maps
 from operators.fft import ifftc
-from operators.masks import Mask, make_mask, mask_from_array
+from operators.masks import Mask, make_mask, mask_from_array, mask_from_kspace
 from operators.mri import MulticoilMRI, SinglecoilMRI
 from priors.base import ScorePrior
+from priors.errors import PriorError
+from recon import __version__
 from recon.errors import ReconError
 from recon.io.fastmri import EmptySliceError, FastMRIFile, ReconstructionWriter, centre_crop, crop_readout
 from recon.noise import kspace_noise_std
@@ -40,20 +43,25 @@ class MRISettings:
     Parameters
     ----------
     mask
-        Kind of retrospective mask (:func:`operators.make_mask`); ``None`` takes the data as they were acquired.
+        Kind of retrospective mask (:func:`operators.make_mask`); ``None`` takes the data as acquired.
     acceleration, center_fraction
         Of that mask.
     num_samples, seed
-        Posterior samples a slice, and the seed of their noise. The mask does not depend on the seed but on the
-        file's name: one mask a volume, the same in every run.
+        Posterior samples a slice, and the seed of their noise. The mask does not depend on the seed but on
+        the file's name: one mask a volume, the same in every run.
     noise_std
         Per real component, in the units of k-space; estimated for every slice if not given.
     num_coils
-        Compress to this many virtual coils; ``None`` keeps all.
+        Compress to this many virtual coils if there are more; ``None`` keeps all.
     keep_samples
         Write the samples too.
     anatomy
         What the images show; read off the file's ``acquisition`` if not given.
+
+    Raises
+    ------
+    ReconError
+        If a number is out of its range.
     """
 
     mask: str | None = None
@@ -71,8 +79,12 @@ class MRISettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ReconError(f"{name} must be at least 1, got {value}")
-        if self.noise_std is not None and not self.noise_std > 0:
-            raise ReconError(f"noise_std must be positive, got {self.noise_std}")
+        if self.noise_std is not None and not 0 < self.noise_std < math.inf:
+            raise ReconError(f"noise_std must be positive and finite, got {self.noise_std}")
+        if self.mask is not None and not 1 < self.acceleration < math.inf:
+            raise ReconError(f"the acceleration of a mask must be a number above 1, got {self.acceleration}")
+        if self.center_fraction is not None and not 0 <= self.center_fraction < 1:
+            raise ReconError(f"center_fraction must be at least 0 and below 1, got {self.center_fraction}")
 
 
 @dataclass(frozen=True)
@@ -121,29 +133,61 @@ class SliceResult:
     target: Tensor | None
 
 
-def sampling_mask(file: FastMRIFile, settings: MRISettings) -> Mask:
-    """Mask of a volume: the one asked for, drawn with the file's name as its seed, or the acquired one.
+@dataclass(frozen=True)
+class Sampling:
+    """What of its k-space a file holds, and what of that is used.
+
+    Parameters
+    ----------
+    mask
+        Sampling mask of the volume.
+    columns
+        For every slice the columns that hold measurements, ``(W,)`` bool; ``None`` for an empty slice.
+    height
+        Rows that are left of k-space when the readout oversampling is cropped.
+    """
+
+    mask: Mask
+    columns: tuple[Tensor | None, ...]
+    height: int
+
+
+def find_sampling(file: FastMRIFile, settings: MRISettings) -> Sampling:
+    """Find the mask of a volume: the acquired one, or the one asked for, which the file's name seeds.
+
+    Reads the file through once, so that a NaN in the last slice is found before the first is reconstructed.
 
     Raises
     ------
     ReconError
-        If a retrospective mask is asked for on data that are undersampled already.
+        If a slice holds NaN, or all of them nothing; if a retrospective mask is asked for on data that are
+        undersampled already, or cannot be drawn.
     """
-    shape = (file.readout_height, file.shape[1])
+    held = torch.zeros(file.shape, dtype=torch.bool)
+    columns: list[Tensor | None] = []
+    for index in range(file.num_slices):
+        try:
+            measured = file.read_slice(index)
+        except EmptySliceError:
+            columns.append(None)
+            continue
+        held |= (measured.kspace != 0).any(0) & measured.measured
+        columns.append(measured.measured)
+    if all(item is None for item in columns):
+        raise ReconError(f"{file.path}: dataset 'kspace' is all zeros")
     valid = file.valid_columns
-    if settings.mask is None:
-        if file.mask is not None:
-            acquired = file.mask
-        else:
-            acquired = torch.zeros(file.shape[1], dtype=torch.bool)
-            acquired[valid[0] : valid[1]] = True
-        return mask_from_array(acquired, name="acquired", valid_columns=valid)
-    if file.mask is not None:
-        raise ReconError(f"{file.path}: the data are undersampled already (dataset 'mask'); leave out the mask")
     try:
-        return make_mask(
+        acquired = mask_from_kspace(held, name="acquired", valid_columns=valid)
+        if settings.mask is None:
+            # Cropping the readout mixes the rows of k-space, so it needs every row of a sampled column.
+            height = file.readout_height if len(acquired.mask) == 1 else file.shape[0]
+            return Sampling(acquired, tuple(columns), height)
+        if file.mask is not None or acquired.acceleration > 1:
+            found = "dataset 'mask'" if file.mask is not None else "samples of 'kspace' are zero"
+            raise ReconError(f"{file.path}: the data are undersampled already ({found}): leave out the mask")
+        drawn = make_mask(
             settings.mask,
-            shape,
+            (file.readout_height, file.shape[1]),
             settings.acceleration,
             center_fraction=settings.center_fraction,
             seed=file.stem,
@@ -151,6 +195,7 @@ def sampling_mask(file: FastMRIFile, settings: MRISettings) -> Mask:
         )
     except OperatorError as error:
         raise ReconError(f"{file.path}: {error}") from None
+    return Sampling(drawn, tuple(columns), file.readout_height)
 
 
 def calibration_region(mask: Mask, shape: tuple[int, int]) -> tuple[slice, slice]:
@@ -163,7 +208,9 @@ def calibration_region(mask: Mask, shape: tuple[int, int]) -> tuple[slice, slice
     """
     height, width = shape
     if mask.acs is None:
-        raise ReconError("no calibration region: the centre of k-space is not fully sampled, so there are no coil maps")
+        raise ReconError(
+            "no calibration region: the centre of k-space is not fully sampled, so there are no coil maps"
+        )
     if isinstance(mask.acs, slice):
         rows = min(CALIBRATION_ROWS, height)
         top = height // 2 - rows // 2
@@ -173,12 +220,18 @@ def calibration_region(mask: Mask, shape: tuple[int, int]) -> tuple[slice, slice
     columns = column_slice.stop - column_slice.start
     if columns > CALIBRATION_ROWS:  # fully sampled data: the middle is enough
         left = width // 2 - CALIBRATION_ROWS // 2
+        left = min(max(left, column_slice.start), column_slice.stop - CALIBRATION_ROWS)
         column_slice = slice(left, left + CALIBRATION_ROWS)
     return row_slice, column_slice
 
 
 def slice_problem(
-    kspace: Tensor, mask: Mask, *, multicoil: bool = True, noise_std: float | None = None, num_coils: int | None = None
+    kspace: Tensor,
+    mask: Mask,
+    *,
+    multicoil: bool = True,
+    noise_std: float | None = None,
+    num_coils: int | None = None,
 ) -> SliceProblem:
     """Make the inverse problem of one slice from its k-space; nothing outside the mask is looked at.
 
@@ -210,8 +263,8 @@ def slice_problem(
     try:
         if num_coils is not None and num_coils < y.shape[0]:
             y = compress_coils(y, num_coils, region)[0]
-        # Without a crop: a pixel of the object that falls below a threshold would be lost for good, whereas air is
-        # what the prior knows best.
+        # Without a crop: a pixel of the object that falls below a threshold would be lost for good, whereas
+        # air is what the prior knows best.
         maps = espirit_maps(y, region, crop=0.0)
     except OperatorError as error:
         raise ReconError(str(error)) from None
@@ -236,7 +289,7 @@ def reconstruct_file(
     *,
     prior_facts: dict[str, Any] | None = None,
     device: str | torch.device = "cpu",
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[float, int], None] | None = None,
     on_slice: Callable[[SliceResult], None] | None = None,
 ) -> dict[str, Any]:
     """Reconstruct every slice of a fastMRI file and write ``out`` in one piece.
@@ -252,9 +305,9 @@ def reconstruct_file(
     device
         Where to compute.
     on_progress
-        Called with ``(steps done, steps in all)`` of the file.
+        Called with ``(slices done, slices in all)``, the first with its fraction.
     on_slice
-        Called with every finished slice.
+        Called with every finished slice that is not empty.
 
     Returns
     -------
@@ -267,37 +320,45 @@ def reconstruct_file(
         Naming the file and what is wrong with it; nothing is written then.
     """
     with FastMRIFile(source) as file:
-        mask = sampling_mask(file, settings)
+        sampling = find_sampling(file, settings)
+        mask = sampling.mask
+        if file.multicoil:
+            try:
+                calibration_region(mask, (sampling.height, file.shape[1]))
+            except ReconError as error:
+                raise ReconError(f"{source}: {error}") from None
         notes = _anatomy_notes(file, prior, settings)
-        provenance = _provenance(file, prior, solver, settings, mask, prior_facts)
+        provenance = _provenance(file, prior, solver, settings, mask, prior_facts, device)
         kept = settings.num_samples if settings.keep_samples else 0
-        with ReconstructionWriter(out, file.num_slices, file.target_shape, provenance, num_samples=kept) as writer:
-            slices, empty = [], 0
-            for index in range(file.num_slices):
+        with ReconstructionWriter(
+            out, file.num_slices, file.target_shape, provenance, num_samples=kept
+        ) as writer:
+            slices = []
+            for index, columns in enumerate(sampling.columns):
 
                 def report(done: int, total: int, index: int = index) -> None:
                     if on_progress is not None:
-                        on_progress(index * total + done, file.num_slices * total)
+                        on_progress(index + done / total, file.num_slices)
 
-                target = None if file.target is None else file.read_target(index)
-                try:
-                    measured = file.read_slice(index)
-                except EmptySliceError as error:
-                    empty += 1
-                    if empty == file.num_slices:
-                        raise ReconError(f"{source}: dataset 'kspace' is all zeros") from None
-                    notes.append(f"{error}; its reconstruction is zero")
+                if columns is None:
+                    notes.append(f"slice {index} holds no measurement: its reconstruction is zero")
                     blank = torch.zeros(file.target_shape)
                     samples = torch.zeros(kept, *file.target_shape, dtype=torch.complex64) if kept else None
                     writer.write_slice(index, blank, blank, samples)
+                    report(1, 1)
                     continue
-                kspace = crop_readout(measured.kspace * measured.measured, file.readout_height).to(device)
-                with python_warnings.catch_warnings(record=True) as caught:
-                    python_warnings.simplefilter("always")
-                    try:
+                try:
+                    slice_mask = _mask_of_slice(mask, columns)
+                    if slice_mask is not mask:
+                        notes.append(
+                            f"slice {index} lacks columns that its volume has: they are not used for it"
+                        )
+                    kspace = crop_readout(file.read_slice(index).kspace * columns, sampling.height)
+                    with python_warnings.catch_warnings(record=True) as caught:
+                        python_warnings.simplefilter("always")
                         problem = slice_problem(
-                            kspace,
-                            mask,
+                            kspace.to(device),
+                            slice_mask,
                             multicoil=file.multicoil,
                             noise_std=settings.noise_std,
                             num_coils=settings.num_coils,
@@ -314,8 +375,9 @@ def reconstruct_file(
                             keep_samples=settings.keep_samples,
                             on_progress=report,
                         )
-                    except ReconError as error:
-                        raise ReconError(f"{source}: slice {index}: {error}") from None
+                except (OperatorError, PriorError, ReconError) as error:
+                    where = "" if str(error).startswith(str(source)) else f"{source}: slice {index}: "
+                    raise ReconError(f"{where}{error}") from None
                 notes.extend(str(item.message) for item in caught)
                 notes.extend(posterior.warnings)
                 slices.append(_slice_facts(index, posterior))
@@ -324,14 +386,21 @@ def reconstruct_file(
                     return centre_crop(image.cpu(), file.target_shape)
 
                 mean, std = crop(posterior.mean.abs()), crop(posterior.std)
-                writer.write_slice(
-                    index, mean, std, crop(posterior.samples) if posterior.samples is not None else None
-                )
+                drawn = crop(posterior.samples) if posterior.samples is not None else None
+                writer.write_slice(index, mean, std, drawn)
                 if on_slice is not None:
-                    on_slice(SliceResult(index, mean, std, crop(problem.zero_filled), mask.mask, target))
+                    zero_filled, target = crop(problem.zero_filled), file.read_target(index)
+                    on_slice(SliceResult(index, mean, std, zero_filled, slice_mask.mask, target))
             writer.provenance["slices"] = slices
             writer.provenance["warnings"] = list(dict.fromkeys(notes))
         return dict(writer.provenance)
+
+
+def _mask_of_slice(mask: Mask, columns: Tensor) -> Mask:
+    """Mask of a volume without the columns that a slice lacks."""
+    if not bool((mask.mask & ~columns).any()):
+        return mask
+    return mask_from_array(mask.mask & columns, name=mask.name)
 
 
 def _anatomy_notes(file: FastMRIFile, prior: ScorePrior, settings: MRISettings) -> list[str]:
@@ -351,6 +420,7 @@ def _provenance(
     settings: MRISettings,
     mask: Mask,
     prior_facts: dict[str, Any] | None,
+    device: str | torch.device,
 ) -> dict[str, Any]:
     acs = mask.acs if isinstance(mask.acs, tuple) else (mask.acs,)
     return {
@@ -363,13 +433,19 @@ def _provenance(
         "mask": {
             "name": mask.name,
             "asked_acceleration": settings.acceleration if settings.mask else None,
+            "asked_center_fraction": settings.center_fraction if settings.mask else None,
             "realised_acceleration": mask.acceleration,
             "calibration": [None if s is None else [s.start, s.stop] for s in acs],
         },
         "coil_maps": "ESPIRiT from the calibration region" if file.multicoil else None,
-        "num_coils": settings.num_coils or file.num_coils,
+        "num_coils": min(settings.num_coils or file.num_coils, file.num_coils),
+        "noise_std": "estimated" if settings.noise_std is None else "given",
         "calibrated_uncertainty": False,
-        "versions": {name: version(name) for name in ("torch", "numpy", "h5py", "dis-recon")},
+        "device": str(device),
+        "versions": {
+            "dis-recon": __version__,
+            **{name: version(name) for name in ("torch", "numpy", "h5py")},
+        },
     }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -11,13 +13,17 @@ from recon.cli.evaluate import evaluate
 from recon.cli.mri import mri
 from recon.cli.prior import prior_app
 
+INTERRUPTED = 130  # the shells' exit status of a program that Ctrl-C ended
+
+# Typer used to depend on click and now carries it inside: its public class leads to the right one of the two.
+_UsageError = typer.BadParameter.__bases__[0]
+
 app = typer.Typer(
     name="recon",
-    help="Diffusion posterior sampling: undersampled MRI data in, an image and its uncertainty out. "
-    "Research software, not for diagnostic use.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(mri)
 app.command()(evaluate)
@@ -25,17 +31,69 @@ app.command()(demo)
 app.add_typer(prior_app, name="prior")
 
 
-def main() -> None:
-    """Run the command line; what a user can mend ends in one sentence and exit status 1."""
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from recon import __version__
+
+        typer.echo(f"recon {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def recon(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Diffusion posterior sampling: undersampled MRI data in, an image and its uncertainty out.
+
+    Research software, not for diagnostic use.
+
+    [bold]To begin with[/bold]
+
+        recon demo                      the bundled example: results and pictures in demo/
+        recon mri scan.h5 --out out/    your own data, in the layout of fastMRI
+        recon mri --help                how to undersample, how many samples, which prior
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; what a user can mend ends in one sentence and an exit status that is not 0.
+
+    Parameters
+    ----------
+    arguments
+        Of the command; those of the process if not given.
+
+    Raises
+    ------
+    SystemExit
+        Always: with status 0 if all went well, 1 if something could not be done, 2 if the command was not
+        understood, 130 if it was interrupted.
+    """
     from operators.errors import OperatorError
     from priors.errors import PriorError
     from recon.errors import ReconError
 
     try:
-        app()
+        status = app(None if arguments is None else list(arguments), prog_name="recon", standalone_mode=False)
+    except _UsageError as error:
+        if message := error.format_message():  # none where the help was printed instead
+            command = error.ctx.command_path if error.ctx else "recon"
+            _fail(f"{message.rstrip('.')} (see {command} --help)")
+        sys.exit(error.exit_code)
     except (ReconError, PriorError, OperatorError) as error:
-        sys.stderr.write(f"Error: {error}\n")
+        _fail(str(error))
         sys.exit(1)
+    except typer.Abort:
+        status = INTERRUPTED
+    if status == INTERRUPTED:
+        sys.stderr.write("Interrupted; what was finished is kept.\n")
+    sys.exit(status or 0)
+
+
+def _fail(sentence: str) -> None:
+    sys.stderr.write(f"Error: {sentence}\n")
 
 
 __all__ = ["app", "main"]

@@ -10,15 +10,26 @@ import typer
 
 def evaluate(
     targets: Annotated[Path, typer.Argument(help="Fully sampled fastMRI file, or a folder of them.")],
-    predictions: Annotated[Path, typer.Argument(help="Folder of reconstructions of the same names (or one file).")],
-    acquisition: Annotated[str | None, typer.Option(help="Only volumes of this sequence, such as CORPD_FBK.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file as JSON too.")] = None,
+    predictions: Annotated[
+        Path, typer.Argument(help="Folder of reconstructions of the same names (or one file).")
+    ],
+    acquisition: Annotated[
+        str | None, typer.Option(help="Only volumes of this sequence, such as CORPD_FBK.", metavar="NAME")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the scores to this file as JSON too.", metavar="FILE")
+    ] = None,
 ) -> None:
-    """Score reconstructions as fastMRI does: NMSE, PSNR and SSIM of each volume, then mean ± 2 std.
+    """Score reconstructions as fastMRI does: MSE, NMSE, PSNR and SSIM of each volume, then mean ± 2 std.
 
         recon evaluate multicoil_val/ out/
+        recon evaluate file1000001.h5 out/ --json scores.json
 
-    Both images are cropped to the target's size; PSNR and SSIM use the largest value of the target volume.
+    Every target is compared with the file of the same name: reconstruction_esc where it has one (singlecoil),
+    else reconstruction_rss, with the dataset reconstruction. Both are cropped to a square of the target's
+    width; PSNR and SSIM use the largest value of the target volume.
+
+    A target without a prediction is listed. If a volume cannot be scored, the exit status is 1.
     """
     import json
 
@@ -26,9 +37,12 @@ def evaluate(
     from recon.errors import ReconError
     from recon.evaluation import evaluate as evaluate_files
 
-    with progress_bar() as bar:
+    with progress_bar("volumes") as bar:
         result = evaluate_files(
-            targets, predictions, acquisition=acquisition, progress=lambda paths: bar.track(paths, description="volumes")
+            targets,
+            predictions,
+            acquisition=acquisition,
+            progress=lambda paths: bar.track(paths, description="scoring"),
         )
     typer.echo(result.render(), nl=False)
     if json_file is not None:

@@ -7,75 +7,187 @@ from typing import Annotated
 
 import typer
 
+# As `operators.make_mask` knows them; written out here, so that --help need not load torch.
+MASK_KINDS = (
+    "random",
+    "equispaced",
+    "equispaced-fraction",
+    "magic",
+    "gaussian-1d",
+    "gaussian-2d",
+    "uniform-2d",
+    "poisson",
+)
+
+_UNDERSAMPLING = "Undersampling of fully sampled data"
+_SAMPLING = "Sampling of the posterior"
+_DATA = "What is known about the data (all of it is found from the data if not given)"
+_OUTPUT = "Output"
+_COMPUTER = "Computer"
+
 
 def mri(
     files: Annotated[list[Path], typer.Argument(help="fastMRI HDF5 files, or folders of them.")],
-    out: Annotated[Path, typer.Option(help="Folder for the results, one <same name>.h5 each.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for the results, <same name>.h5 for each file.", rich_help_panel=_OUTPUT, metavar="FOLDER"
+        ),
+    ],
+    keep_samples: Annotated[
+        bool, typer.Option("--keep-samples", help="Write every sample too.", rich_help_panel=_OUTPUT)
+    ] = False,
+    figures: Annotated[
+        bool,
+        typer.Option(
+            "--figures", help="Write a picture of every slice, <name>_<slice>.png.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
     mask: Annotated[
         str | None,
         typer.Option(
-            help="Undersample fully sampled data: random, equispaced, equispaced-fraction, magic, gaussian-1d, "
-            "gaussian-2d, uniform-2d or poisson. Left out: use the data as acquired."
+            help=f"Kind of mask: {', '.join(MASK_KINDS)}. Its seed is the file's name. "
+            "Left out, the data are used as acquired.",
+            rich_help_panel=_UNDERSAMPLING,
+            metavar="KIND",
         ),
     ] = None,
-    acceleration: Annotated[float, typer.Option(help="Acceleration of that mask; the realised one is reported.")] = 4.0,
+    acceleration: Annotated[
+        float | None,
+        typer.Option(
+            help="Acceleration asked of the mask; the realised one is reported.",
+            rich_help_panel=_UNDERSAMPLING,
+            show_default="4",
+        ),
+    ] = None,
     center_fraction: Annotated[
-        float | None, typer.Option(help="Share of columns in the fully sampled centre; 0.08 at ×4, 0.04 at ×8.")
+        float | None,
+        typer.Option(
+            help="Share of the columns that make the fully sampled centre, on which the coil maps are calibrated.",
+            rich_help_panel=_UNDERSAMPLING,
+            show_default="0.32 / acceleration; 0.12 of each side for 2-D masks",
+        ),
     ] = None,
-    num_samples: Annotated[int, typer.Option(help="Posterior samples a slice. Time is proportional to it.")] = 8,
-    seed: Annotated[int, typer.Option(help="Seed of the samples' noise.")] = 0,
-    prior: Annotated[str, typer.Option(help="Prior: a .safetensors file, or the name of a bundled one.")] = "brain",
-    nfe: Annotated[int | None, typer.Option(help="Network evaluations a sample.")] = None,
+    num_samples: Annotated[
+        int,
+        typer.Option(
+            help="Samples a slice. Their mean is the image, their spread the uncertainty. "
+            "Time grows in proportion.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = 8,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Seed of the samples. The same seed gives the same result, to the last bit on the same CPU.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = 0,
+    prior: Annotated[
+        str,
+        typer.Option(
+            help="What images look like: the name of a bundled prior, or a .safetensors file "
+            "(recon prior train makes one).",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = "brain",
+    nfe: Annotated[
+        int | None,
+        typer.Option(
+            help="Network evaluations a sample: fewer are faster, and coarser. Left out, the solver's own number.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = None,
     gamma: Annotated[
-        float | None, typer.Option(help="Constant weight of the data term; left out, it follows the noise level.")
+        float | None,
+        typer.Option(
+            help="Constant weight of the data against the prior. Left out, it follows from the noise level.",
+            rich_help_panel=_SAMPLING,
+        ),
     ] = None,
-    eta: Annotated[float | None, typer.Option(help="Share of fresh noise in a step, 0 to 1.")] = None,
+    eta: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of fresh noise in a step, 0 (none) to 1. Left out, the solver's own.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = None,
     noise_std: Annotated[
-        float | None, typer.Option(help="Noise of k-space per real component; left out, it is estimated.")
+        float | None,
+        typer.Option(
+            help="Standard deviation of the noise of k-space, per real component, in its units.",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
-    coils: Annotated[int | None, typer.Option(help="Compress to this many virtual coils first.")] = None,
     anatomy: Annotated[
-        str | None, typer.Option(help="What the images show (brain, knee, ...), if the file does not say it.")
+        str | None,
+        typer.Option(
+            help="What the images show: brain, knee, ... A prior that does not know it is used with a warning.",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
-    keep_samples: Annotated[bool, typer.Option("--keep-samples", help="Write every sample too.")] = False,
-    figures: Annotated[bool, typer.Option("--figures", help="Write a picture of every slice, <name>_<slice>.png.")] = False,
-    precision: Annotated[str, typer.Option(help="Network arithmetic: fp32 or bf16.")] = "fp32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; the last bits of a result depend on it.")] = None,
+    num_coils: Annotated[
+        int | None,
+        typer.Option(
+            help="Compress to this many virtual coils first: faster, at some loss. Left out, all are kept.",
+            rich_help_panel=_COMPUTER,
+        ),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Arithmetic of the network: fp32 or bf16.", rich_help_panel=_COMPUTER)
+    ] = "fp32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=_COMPUTER)] = "cpu",
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="CPU threads. The last bits of a result depend on their number, which is recorded with it.",
+            rich_help_panel=_COMPUTER,
+        ),
+    ] = None,
 ) -> None:
     """Reconstruct fastMRI files: posterior mean and standard deviation of every slice.
 
-    [bold]Fully sampled data, 4x undersampled by recon:[/bold]
+    [bold]Fully sampled data[/bold], 4× undersampled first:
 
         recon mri file1000001.h5 --mask equispaced --acceleration 4 --num-samples 8 --seed 1 --out out/
+        recon evaluate file1000001.h5 out/
 
-    [bold]Data that were acquired undersampled[/bold] (with the dataset 'mask', or columns of zeros):
+    [bold]Data that were acquired undersampled[/bold] (with a dataset 'mask', or zeros where nothing was measured):
 
         recon mri multicoil_test/ --out out/
 
-    The noise level, the coil maps, the scale of the prior and the weight of the data are found from the acquired data.
-    A bad file does not stop the others; it is reported at the end, and the exit status is then 1.
+    Coil maps, noise level, scale and the weight of the data are found from the acquired data alone. The result
+    holds 'reconstruction' and 'reconstruction_std' (slices, h, w) in the units of the data, and in the
+    attribute 'provenance' how they were made.
+
+    A bad file does not stop the others: it is reported at the end, and the exit status is then 1.
     """
+    import time
     from dataclasses import replace
 
     import torch
 
-    from priors.errors import PriorError
     from priors.files import load_prior, prior_hash, prior_path
     from recon.cli.progress import progress_bar
-    from recon.cli.run import collect_files, make_folder, slice_figure
+    from recon.cli.run import FILE_ERRORS, choose_device, collect_files, make_folder, slice_figure
     from recon.errors import ReconError
     from recon.mri import MRISettings, reconstruct_file
     from recon.solvers.dds import DDS
 
+    if mask is None and (acceleration is not None or center_fraction is not None):
+        raise ReconError(
+            "--acceleration and --center-fraction belong to --mask, which says how to undersample the data"
+        )
+    if mask is not None and mask not in MASK_KINDS:
+        raise ReconError(f"unknown mask kind {mask!r}: the kinds are {', '.join(MASK_KINDS)}")
     settings = MRISettings(
         mask=mask,
-        acceleration=acceleration,
+        acceleration=4.0 if acceleration is None else acceleration,
         center_fraction=center_fraction,
         num_samples=num_samples,
         seed=seed,
         noise_std=noise_std,
-        num_coils=coils,
+        num_coils=num_coils,
         keep_samples=keep_samples,
         anatomy=anatomy,
     )
@@ -83,19 +195,21 @@ def mri(
     solver = replace(DDS(), **{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]
     if threads is not None:
         if threads < 1:
-            raise ReconError(f"--threads must be at least 1, got {threads}")
+            raise ReconError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        raise ReconError(f"there is no device {device!r} here")
-    loaded = load_prior(prior, precision=precision, device=device)
+    place = choose_device(device)
+    loaded = load_prior(prior, precision=precision, device=place)
     facts = {"file": prior_path(prior).name, "sha256": prior_hash(prior_path(prior)), "precision": precision}
     sources = collect_files(files)
     make_folder(out)
 
     failed: list[str] = []
-    with progress_bar() as bar:
-        for source in sources:
-            task = bar.add_task(source.name, total=None)
+    notes: dict[str, list[str]] = {}
+    with progress_bar("slices") as bar:
+        for number, source in enumerate(sources):
+            started = time.monotonic()
+            position = f" ({number + 1} of {len(sources)})" if len(sources) > 1 else ""
+            task = bar.add_task(source.name + position, total=1)
             try:
                 provenance = reconstruct_file(
                     source,
@@ -104,23 +218,31 @@ def mri(
                     solver,
                     settings,
                     prior_facts=facts,
-                    device=device,
+                    device=place,
                     on_progress=lambda done, total, task=task: bar.update(task, completed=done, total=total),  # type: ignore[misc]
                     on_slice=slice_figure(out, source.stem) if figures else None,
                 )
-            except (ReconError, PriorError, OSError) as error:
+            except FILE_ERRORS as error:
                 failed.append(str(error) if str(source) in str(error) else f"{source}: {error}")
-                bar.remove_task(task)
                 continue
+            finally:
+                bar.remove_task(task)
+            sampling, slices = provenance["mask"], provenance["slices"]
             bar.console.print(
-                f"{source.name}: mask {provenance['mask']['name']}, realised acceleration "
-                f"{provenance['mask']['realised_acceleration']:.2f}, {len(provenance['slices'])} slices",
-                highlight=False,
+                f"{source.name}: {len(slices)} slice{'s' * (len(slices) != 1)}, {sampling['name']} mask of "
+                f"acceleration {sampling['realised_acceleration']:.2f}, {time.monotonic() - started:.0f} s"
             )
             for note in provenance["warnings"]:
-                bar.console.print(f"  note: {note}", highlight=False, markup=False)
+                notes.setdefault(note, []).append(source.name)
+    for note, names in notes.items():
+        where = "" if len(names) == len(sources) else f" ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+        typer.echo(f"Note: {note}{where}", err=True)
     for sentence in failed:
         typer.echo(f"Error: {sentence}", err=True)
+    done = len(sources) - len(failed)
+    typer.echo(
+        f"{done} of {len(sources)} file{'s' * (len(sources) != 1)} reconstructed into {out}. "
+        "Not for diagnostic use."
+    )
     if failed:
-        typer.echo(f"{len(failed)} of {len(sources)} files could not be reconstructed", err=True)
         raise typer.Exit(1)

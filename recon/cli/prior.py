@@ -13,16 +13,26 @@ prior_app = typer.Typer(help="Train score priors, and measure how well they deno
 @prior_app.command()
 def train(
     images: Annotated[list[Path], typer.Argument(help="NIfTI volumes, or folders of them, to train on.")],
-    validation: Annotated[list[Path], typer.Option(help="The same, of other subjects, to validate on; repeatable.")],
-    out: Annotated[Path, typer.Option(help="Folder of the training: state, validation curve, prior.safetensors.")],
+    validation: Annotated[
+        list[Path], typer.Option(help="The same, of other subjects, to validate on; repeatable.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the training: state, validation curve, prior.safetensors.")
+    ],
     name: Annotated[str, typer.Option(help="Name of the prior, kept in its contract.")] = "prior",
     anatomy: Annotated[list[str] | None, typer.Option(help="What the images show; repeatable.")] = None,
-    steps: Annotated[int, typer.Option(help="Training steps in all; more than stored goes on with a finished one.")] = 12000,
-    decay: Annotated[int, typer.Option(help="Steps over which the learning rate falls to zero at the end.")] = 3000,
+    steps: Annotated[
+        int, typer.Option(help="Training steps in all; more than stored goes on with a finished one.")
+    ] = 12000,
+    decay: Annotated[
+        int, typer.Option(help="Steps over which the learning rate falls to zero at the end.")
+    ] = 3000,
     batch: Annotated[int, typer.Option(help="Patches a step.")] = 8,
     patch: Annotated[int, typer.Option(help="Side of a patch in pixels.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Learning rate of the plateau.")] = 1e-3,
-    widths: Annotated[str, typer.Option(help="Feature channels at each resolution, finest first.")] = "64,128,256",
+    widths: Annotated[
+        str, typer.Option(help="Feature channels at each resolution, finest first.")
+    ] = "64,128,256",
     blocks: Annotated[int, typer.Option(help="Residual blocks at each resolution, down and up.")] = 1,
     unshuffle: Annotated[int, typer.Option(help="Factor of the pixel-unshuffle stem; 1 for none.")] = 2,
     precision: Annotated[str, typer.Option(help="Network arithmetic: fp32 or bf16.")] = "bf16",
@@ -47,7 +57,9 @@ def train(
     from recon.io.nifti import read_folder
 
     try:
-        network = NetworkSettings(widths=tuple(int(w) for w in widths.split(",")), blocks=blocks, unshuffle=unshuffle)
+        network = NetworkSettings(
+            widths=tuple(int(w) for w in widths.split(",")), blocks=blocks, unshuffle=unshuffle
+        )
     except ValueError:
         raise ReconError(f"--widths takes integers with commas between them, got {widths!r}") from None
     settings = TrainingSettings(
@@ -89,7 +101,9 @@ def train(
 @prior_app.command()
 def evaluate(
     prior: Annotated[str, typer.Argument(help="A .safetensors file, or the name of a bundled prior.")],
-    images: Annotated[list[Path], typer.Argument(help="NIfTI volumes, or folders of them, the prior has not seen.")],
+    images: Annotated[
+        list[Path], typer.Argument(help="NIfTI volumes, or folders of them, the prior has not seen.")
+    ],
     patches: Annotated[int, typer.Option(help="Number of patches.")] = 64,
     patch: Annotated[int, typer.Option(help="Side of a patch in pixels.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of patches and noise.")] = 0,
@@ -117,7 +131,9 @@ def evaluate(
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("sigma", "noisy PSNR / dB", "denoised PSNR / dB", "rms error"):
         table.add_column(column, justify="right")
-    for sigma, error in zip(VALIDATION_SIGMAS, denoising_errors(loaded, clean, VALIDATION_SIGMAS), strict=True):
+    for sigma, error in zip(
+        VALIDATION_SIGMAS, denoising_errors(loaded, clean, VALIDATION_SIGMAS), strict=True
+    ):
         # The error of a complex pixel has two components.
         noisy, denoised = (-20 * math.log10(math.sqrt(2) * value) for value in (sigma, error))
         table.add_row(f"{sigma:g}", f"{noisy:.2f}", f"{denoised:.2f}", f"{error:.5f}")

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-def progress_bar() -> Progress:
-    """Bar with a description, a count, time spent and time left; silent where standard error is no terminal."""
+def progress_bar(unit: str) -> Progress:
+    """Bar with a description, a count of ``unit``, time spent and time left.
+
+    Where standard error is no terminal it shows nothing; its console still prints.
+    """
+    # soft_wrap: a file name is never cut in two, so that it can be copied and searched for.
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn(f"{{task.completed:.0f}}/{{task.total:.0f}} {unit}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
+        disable=not console.is_terminal,
     )

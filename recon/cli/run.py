@@ -1,4 +1,4 @@
-"""What the commands share: which files are meant, where results go, a picture a slice."""
+"""What the commands share: which files are meant, where results go, what computes, a picture a slice."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
+from operators.errors import OperatorError
+from priors.errors import PriorError
 from recon.errors import ReconError
 
 if TYPE_CHECKING:
     from recon.mri import SliceResult
+
+FILE_ERRORS = (ReconError, PriorError, OperatorError, OSError, MemoryError, RuntimeError)
+"""What may go wrong with one file of many without stopping the others; torch says that memory is short by a
+``RuntimeError``."""
 
 
 def collect_files(paths: Iterable[Path]) -> list[Path]:
@@ -49,6 +57,26 @@ def make_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ReconError(f"the folder {folder} cannot be written: {error.strerror or error}") from None
+
+
+def choose_device(name: str) -> torch.device:
+    """Device of that name, set up so that its results are those of a CPU within single precision.
+
+    Raises
+    ------
+    ReconError
+        If there is none.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ReconError(f"unknown device {name!r}: cpu, cuda, cuda:1, ... are known") from None
+    if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+    elif device.type != "cpu":
+        raise ReconError(f"there is no device {name!r} here")
+    return device
 
 
 def slice_figure(folder: Path, stem: str) -> Callable[[SliceResult], None]:

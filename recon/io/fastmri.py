@@ -202,16 +202,37 @@ class FastMRIFile:
 
         From the header: ``left = encodedSpace.y // 2 - limits.center``,
         ``right = left + limits.maximum + 1``. In a fully sampled file, exact zeros at the edges narrow this
-        further, since a measurement has noise; one slice, the middle one, is read for that. In a file with a
-        ``mask`` they may be columns left out.
+        further, since a measurement has noise; one slice, the middle one that is not empty, is read for that.
+        Where columns between others are missing, or the file has a ``mask``, those at the edges may have been
+        left out too.
+
+        Raises
+        ------
+        ReconError
+            If every slice is all zeros, or the centre of k-space is not among the columns.
         """
         if self._valid_columns is None:
             left, right = self._header_columns
             if self.mask is None:
-                (columns,) = self.read_slice(self.num_slices // 2).measured.nonzero(as_tuple=True)
-                left, right = int(columns[0]), int(columns[-1]) + 1
+                measured = self._middle_slice().measured
+                (columns,) = measured.nonzero(as_tuple=True)
+                first, last = int(columns[0]), int(columns[-1])
+                if measured[first : last + 1].all():
+                    left, right = first, last + 1
+            centre = self.shape[1] // 2
+            if not left <= centre < right:
+                raise ReconError(
+                    f"{self.path}: the columns of 'kspace' that hold measurements, {left}:{right}, do not "
+                    f"include its centre, {centre}"
+                )
             self._valid_columns = (left, right)
         return self._valid_columns
+
+    def _middle_slice(self) -> KspaceSlice:
+        for index in sorted(range(self.num_slices), key=lambda i: abs(i - self.num_slices // 2)):
+            with contextlib.suppress(EmptySliceError):
+                return self.read_slice(index)
+        raise ReconError(f"{self.path}: dataset 'kspace' is all zeros")
 
     def read_slice(self, index: int) -> KspaceSlice:
         """Read one slice of k-space.

@@ -32,7 +32,9 @@ def read_volume(path: Path) -> Tensor:
     try:
         import nibabel
     except ImportError:
-        raise ReconError("reading NIfTI needs nibabel: install the extra, pip install 'dis-recon[nifti]'") from None
+        raise ReconError(
+            "reading NIfTI needs nibabel: install the extra, pip install 'dis-recon[nifti]'"
+        ) from None
     try:
         data = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)  # type: ignore[attr-defined]
     except FileNotFoundError:

@@ -65,7 +65,7 @@ class DDS:
 
     def __post_init__(self) -> None:
         for name, low in (("nfe", 1), ("cg_iterations", 1), ("cg_tolerance", 0)):
-            if getattr(self, name) < low:
+            if not getattr(self, name) >= low:
                 raise SolverError(f"DDS: {name} must be at least {low}, got {getattr(self, name)}")
         if self.gamma is not None and not self.gamma >= 0:
             raise SolverError(f"DDS: gamma must not be negative, got {self.gamma}")
@@ -139,7 +139,7 @@ class DDS:
         for index in range(self.nfe):
             sigma, lower = sigmas[index], sigmas[index + 1]
             denoised = prior.denoise(x, sigma)
-            gamma = self.weight(prior, sigma, problem.noise_std)
+            gamma = 0.0 if self.noise_free else self.weight(prior, sigma, problem.noise_std)
             estimate = self._towards_data(denoised, adjoint_y, operator.normal, gamma)
             if lower == 0:
                 x = estimate

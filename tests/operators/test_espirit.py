@@ -148,6 +148,21 @@ def test_batch():
     assert torch.equal(maps[1, 2], espirit_maps(kspace[5], centre(60, 50)))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_change_nothing_and_are_left_as_they_were(threads):
+    _, _, kspace = acquisition(4, 170, 90, noise_std=0.01)
+    before = torch.get_num_threads()
+    try:
+        maps = espirit_maps(kspace, centre(170, 90))
+        torch.set_num_threads(threads)
+        assert torch.equal(espirit_maps(kspace, centre(170, 90)), maps)
+        with pytest.raises(OperatorError):
+            espirit_maps(0 * kspace, centre(170, 90))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_one_coil():
     _, _, kspace = acquisition(1, 60, 50)
     maps = espirit_maps(kspace, centre(60, 50))

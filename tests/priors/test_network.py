@@ -17,8 +17,8 @@ def make(settings=SMALL, precision="fp32", seed=0, **contract):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = DenoisingUNet(settings)
-        torch.nn.init.normal_(network.head.weight, std=0.1)
-        torch.nn.init.normal_(network.head.bias, std=0.1)
+        for parameter in network.head.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
     channels = "complex" if settings.channels == 2 else "real"
     prior = NetworkPrior(network, Contract(channels=channels, **contract), precision)
     return prior.eval().requires_grad_(False)
@@ -94,7 +94,7 @@ def test_padding_continues_the_edge():
 
 
 def test_translation_by_the_size_multiple():
-    # Fully convolutional and without statistics over the image: far from the edges only the surroundings count.
+    # Fully convolutional, no statistics over the image: far from the edges only the surroundings count.
     prior = make(NetworkSettings(widths=(8, 8), embedding=4))
     x = torch.zeros(96, 96, dtype=torch.complex64)
     x[40:48, 40:48] = image(8, 8)

@@ -1,0 +1,220 @@
+"""Test cases: fully sampled k-space, retrospective masks, and what a reconstruction is held against."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from operators.errors import OperatorError
+from operators.espirit import CalibrationWarning, espirit_maps
+from operators.fft import ifftc
+from operators.masks import Mask, make_mask
+from operators.mri import MulticoilMRI
+from operators.simulation import random_smooth_maps, simulate_kspace, smooth_phase
+from recon.errors import ReconError
+from recon.io.nifti import read_volume
+from recon.mri import SliceProblem, calibration_region, slice_problem
+
+NUM_COILS = 12
+NOISE = 0.005  # standard deviation of simulated noise per real component, of the image's maximum
+TARGET_CALIBRATION = 24  # side of the central square that the maps of the combined target come from
+TARGETS = {
+    "rss": "root sum of squares of the fully sampled coil images, noise and all (the target of fastMRI)",
+    "combined": "magnitude of the fully sampled coil images combined with ESPIRiT maps, |Σ conj(s) x|; these "
+    "maps come from the central 24 × 24 of the fully sampled data and serve the target only",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One slice with fully sampled k-space.
+
+    Attributes
+    ----------
+    name : str
+        What a table calls it; also the seed of its masks.
+    kspace : Tensor
+        Complex64 ``(C, H, W)``, centred.
+    targets : dict of str to Tensor
+        Magnitude images ``(H, W)`` in the units of `kspace`, by the names in `TARGETS`.
+    simulated : bool
+        True where coils, phase and noise were put on a processed magnitude image.
+    """
+
+    name: str
+    kspace: Tensor
+    targets: dict[str, Tensor]
+    simulated: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Scenario:
+    """A case seen through a mask: what every method is given, and nothing else.
+
+    Attributes
+    ----------
+    case : Case
+        Where the targets are.
+    mask : Mask
+        With its realised acceleration.
+    asked : float
+        Acceleration that was asked for.
+    problem : SliceProblem
+        Undersampled data, and an operator whose maps come from the calibration region.
+    maps : Tensor
+        Those maps, complex64 ``(C, H, W)``, nowhere zero.
+    cropped_maps : Tensor
+        The same, zero where ESPIRiT's eigenvalue is low, as is usual for classical methods.
+    calibration : tuple of int
+        Rows and columns of the calibration region.
+    """
+
+    case: Case
+    mask: Mask
+    asked: float
+    problem: SliceProblem
+    maps: Tensor
+    cropped_maps: Tensor
+    calibration: tuple[int, int]
+
+
+def make_case(name: str, kspace: Tensor, *, simulated: bool) -> Case:
+    """Compute the targets of fully sampled k-space ``(C, H, W)``.
+
+    Raises
+    ------
+    ReconError
+        If k-space is too small for the maps of the combined target.
+    """
+    height, width = kspace.shape[-2:]
+    if min(height, width) < TARGET_CALIBRATION:
+        raise ReconError(
+            f"{name}: k-space is {height} × {width}, at least {TARGET_CALIBRATION} each way are needed"
+        )
+    images = ifftc(kspace)
+    top, left = height // 2 - TARGET_CALIBRATION // 2, width // 2 - TARGET_CALIBRATION // 2
+    centre = (slice(top, top + TARGET_CALIBRATION), slice(left, left + TARGET_CALIBRATION))
+    targets = {
+        "rss": images.abs().square().sum(0).sqrt(),
+        "combined": (espirit_maps(kspace, centre, crop=0.0).conj() * images).sum(0).abs(),
+    }
+    return Case(name, kspace, targets, simulated)
+
+
+def measured_case(path: Path) -> Case:
+    """Read a fully sampled Cartesian slice in BART's layout (dimensions 0 read, 1 and 2 phase, 3 coil).
+
+    One of the first three dimensions is 1; the next is the readout H, the last one the phase encoding W.
+
+    Raises
+    ------
+    ReconError
+        Naming the file, if it is missing, damaged, or no multi-coil slice.
+    """
+    array = read_cfl(path)
+    dims = array.shape
+    encoded = [axis for axis in range(3) if dims[axis] > 1]
+    if len(encoded) != 2 or dims[3] < 2 or max(dims[4:], default=1) > 1:
+        raise ReconError(
+            f"{path}: a multi-coil slice has two image dimensions and coils in the fourth, got {dims}"
+        )
+    kspace = np.ascontiguousarray(
+        array.reshape(*(dims[axis] for axis in encoded), dims[3]).transpose(2, 0, 1)
+    )
+    return make_case(f"{path.stem}, measured, {dims[3]} coils", torch.from_numpy(kspace), simulated=False)
+
+
+def read_cfl(path: Path) -> np.ndarray:
+    """Read BART's ``.cfl`` with its ``.hdr``: text dimensions, then complex64 in column-major order.
+
+    Returns
+    -------
+    ndarray
+        Complex64 with the dimensions of the header, at least four.
+
+    Raises
+    ------
+    ReconError
+        Naming the file and what is wrong with it.
+    """
+    header, data = path.with_suffix(".hdr"), path.with_suffix(".cfl")
+    try:
+        lines = header.read_text().splitlines()
+        values = np.fromfile(data, dtype="<c8")
+    except FileNotFoundError as error:
+        raise ReconError(f"{error.filename}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReconError(f"{path}: cannot be read: {error}") from None
+    texts = [line for line in lines if line.strip() and not line.startswith("#")]
+    try:
+        dims = tuple(int(text) for text in texts[0].split())
+    except (IndexError, ValueError):
+        raise ReconError(f"{header}: a line with the dimensions is missing") from None
+    if values.size != np.prod(dims, dtype=np.int64) or not dims:
+        raise ReconError(f"{data}: {values.size} values, but the header's dimensions are {dims}")
+    return values.reshape(dims + (1,) * (4 - len(dims)), order="F")
+
+
+def simulated_case(path: Path, index: int, crop: tuple[int, int] | None = None) -> Case:
+    """Make k-space of one slice of a NIfTI volume of magnitudes: coils, smooth phase and noise are simulated.
+
+    Parameters
+    ----------
+    path : Path
+        Volume, as `recon.io.nifti.read_volume` reads it.
+    index : int
+        Slice, which also seeds coils, phase and noise.
+    crop : tuple of int, optional
+        Height and width of the centre that is kept.
+
+    Raises
+    ------
+    ReconError
+        Naming the file, if there is no such slice, it is empty, or smaller than the crop.
+    """
+    volume = read_volume(path)
+    if not 0 <= index < len(volume):
+        raise ReconError(f"{path}: there is no slice {index}, the volume has {len(volume)}")
+    image = volume[index]
+    name = f"{path.name.removesuffix('.gz').removesuffix('.nii')}, slice {index}"
+    if crop is not None:
+        if crop[0] > image.shape[0] or crop[1] > image.shape[1]:
+            raise ReconError(f"{path}: slices of {tuple(image.shape)} cannot be cropped to {crop}")
+        top, left = ((size - part) // 2 for size, part in zip(image.shape, crop, strict=True))
+        image = image[top : top + crop[0], left : left + crop[1]]
+    if not float(image.max()) > 0:
+        raise ReconError(f"{path}: slice {index} is empty")
+    image = image / image.max()
+    shape = (image.shape[0], image.shape[1])
+    maps = random_smooth_maps(NUM_COILS, shape, seed=index)
+    kspace = simulate_kspace(torch.polar(image, smooth_phase(shape, seed=index)), maps, NOISE, seed=index)
+    return make_case(name, kspace, simulated=True)
+
+
+def make_scenario(case: Case, kind: str, acceleration: float) -> Scenario:
+    """Undersample a case; the mask is seeded by the case's name, the maps see its calibration region only.
+
+    Raises
+    ------
+    ReconError
+        Naming the case and the mask, if the mask cannot be drawn or leaves no calibration region.
+    """
+    shape = (case.kspace.shape[-2], case.kspace.shape[-1])
+    try:
+        mask = make_mask(kind, shape, acceleration, seed=case.name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CalibrationWarning)  # the table shows the size of the region
+            problem = slice_problem(case.kspace, mask)
+            region = calibration_region(mask, shape)
+            support = espirit_maps(problem.y, region).abs().sum(0) > 0
+    except (OperatorError, ReconError) as error:
+        raise ReconError(f"{case.name}, {kind} ×{acceleration:g}: {error}") from None
+    assert isinstance(problem.operator, MulticoilMRI)
+    maps = problem.operator.maps
+    calibration = (region[0].stop - region[0].start, region[1].stop - region[1].start)
+    return Scenario(case, mask, acceleration, problem, maps, maps * support, calibration)
