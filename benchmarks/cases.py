@@ -27,6 +27,8 @@ TARGETS = {
     "rss": "root sum of squares of the fully sampled coil images, noise and all (the target of fastMRI)",
     "combined": "magnitude of the fully sampled coil images combined with ESPIRiT maps, |Σ conj(s) x|; these "
     "maps come from the central 24 × 24 of the fully sampled data and serve the target only",
+    "noise-free": "root sum of squares of the simulated coil images before noise was added; it exists for "
+    "simulated cases only",
 }
 
 
@@ -41,15 +43,18 @@ class Case:
     kspace : Tensor
         Complex64 ``(C, H, W)``, centred.
     targets : dict of str to Tensor
-        Magnitude images ``(H, W)`` in the units of `kspace`, by the names in `TARGETS`.
-    simulated : bool
-        True where coils, phase and noise were put on a processed magnitude image.
+        Magnitude images ``(H, W)`` in the units of `kspace`, by the names in `TARGETS`; ``noise-free`` for
+        simulated cases only.
     """
 
     name: str
     kspace: Tensor
     targets: dict[str, Tensor]
-    simulated: bool
+
+    @property
+    def simulated(self) -> bool:
+        """Whether coils, phase and noise were put on a processed magnitude image."""
+        return "noise-free" in self.targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +88,8 @@ class Scenario:
     calibration: tuple[int, int]
 
 
-def make_case(name: str, kspace: Tensor, *, simulated: bool) -> Case:
-    """Compute the targets of fully sampled k-space ``(C, H, W)``.
+def make_case(name: str, kspace: Tensor, noise_free: Tensor | None = None) -> Case:
+    """Compute the targets of fully sampled k-space ``(C, H, W)``; `noise_free` is the image behind them.
 
     Raises
     ------
@@ -103,7 +108,7 @@ def make_case(name: str, kspace: Tensor, *, simulated: bool) -> Case:
         "rss": images.abs().square().sum(0).sqrt(),
         "combined": (espirit_maps(kspace, centre, crop=0.0).conj() * images).sum(0).abs(),
     }
-    return Case(name, kspace, targets, simulated)
+    return Case(name, kspace, targets if noise_free is None else targets | {"noise-free": noise_free})
 
 
 def measured_case(path: Path) -> Case:
@@ -126,7 +131,7 @@ def measured_case(path: Path) -> Case:
     kspace = np.ascontiguousarray(
         array.reshape(*(dims[axis] for axis in encoded), dims[3]).transpose(2, 0, 1)
     )
-    return make_case(f"{path.stem}, measured, {dims[3]} coils", torch.from_numpy(kspace), simulated=False)
+    return make_case(f"{path.stem}, measured, {dims[3]} coils", torch.from_numpy(kspace))
 
 
 def read_cfl(path: Path) -> np.ndarray:
@@ -193,7 +198,7 @@ def simulated_case(path: Path, index: int, crop: tuple[int, int] | None = None) 
     shape = (image.shape[0], image.shape[1])
     maps = random_smooth_maps(NUM_COILS, shape, seed=index)
     kspace = simulate_kspace(torch.polar(image, smooth_phase(shape, seed=index)), maps, NOISE, seed=index)
-    return make_case(name, kspace, simulated=True)
+    return make_case(name, kspace, noise_free=image * maps.abs().square().sum(0).sqrt())
 
 
 def make_scenario(case: Case, kind: str, acceleration: float) -> Scenario:

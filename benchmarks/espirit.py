@@ -1,8 +1,8 @@
 """Time ESPIRiT against sigpy's and, where it is installed, BART's, and compare the maps, in one run.
 
-One map set from a calibration region of 24 x 24 with kernels of 6 x 6. Calls of ours alternate with BART's,
-and stand before and after sigpy's single one, so that whatever else the machine does falls on all alike; on a
-busy machine the ratio of processor time with one thread (``--threads 1``) is the one to trust. BART is a
+One map set from a calibration region of 24 x 24 with kernels of 6 x 6. Calls of ours, which uses one thread
+at all times, alternate with BART's, and stand before and after sigpy's single one, so that whatever else the
+machine does falls on all alike; on a busy machine the ratio of processor time is the one to trust. BART is a
 process that reads and writes files; "net" has that taken off which it needs to start and to copy the same
 file. The targets on the largest case are 25 times sigpy's speed and 3 times BART's (net).
 
@@ -155,15 +155,13 @@ def main() -> None:
     parser.add_argument(
         "--repetitions", type=int, default=3, help="timed calls before and after each of the others"
     )
-    parser.add_argument("--threads", type=int, help="threads of torch and BART (default: what torch chooses)")
+    parser.add_argument("--threads", type=int, help="threads of BART (default: what torch chooses)")
     parser.add_argument("--largest", action="store_true", help="the largest case only")
     options = parser.parse_args()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     bart = shutil.which("bart")
-    print(
-        f"{torch.get_num_threads()} threads for torch and BART, load of the machine {os.getloadavg()[0]:.1f};"
-    )
+    print(f"{torch.get_num_threads()} threads for BART, load of the machine {os.getloadavg()[0]:.1f};")
     print(
         "medians in ms on the clock and of processor time, both with the ratio to ours; error is the largest"
     )

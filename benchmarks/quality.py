@@ -1,4 +1,4 @@
-r"""Image quality against classical methods: one table of PSNR, SSIM and NMSE for each of two targets.
+r"""Image quality against classical methods: a table of PSNR, SSIM and NMSE for each target.
 
 Coil maps always come from the calibration region of the undersampled data, and every method gets the same::
 
@@ -77,11 +77,15 @@ class Diffusion:
         assert posterior.samples is not None
         for name, image in zip(self.names, (posterior.samples[0], posterior.mean), strict=True):
             for target, scores in score(scenario, image.abs().cpu().numpy()).items():
-                yield describe(scenario) | {"target": target, "method": name} | scores
+                yield describe(scenario, target) | {"method": name} | scores
 
 
-def describe(scenario: Scenario) -> Row:
-    """What all rows of a scenario have in common."""
+def describe(scenario: Scenario, target: str) -> Row:
+    """What all rows of a scenario and target have in common."""
+    targets = scenario.case.targets
+    perfect = None
+    if target != "noise-free" and scenario.case.simulated:
+        perfect = score_one(targets[target].numpy(), targets["noise-free"].numpy())["PSNR"]
     return {
         "case": scenario.case.name,
         "simulated": scenario.case.simulated,
@@ -89,16 +93,19 @@ def describe(scenario: Scenario) -> Row:
         "asked": scenario.asked,
         "acceleration": scenario.mask.acceleration,
         "calibration": "{} × {}".format(*scenario.calibration),
+        "target": target,
+        "noise_free": perfect,
     }
 
 
 def zero_filled_rows(scenario: Scenario) -> Iterator[Row]:
     """No reconstruction: for each target the zero-filled image of its own kind."""
     problem = scenario.problem
-    images = {"rss": problem.zero_filled, "combined": problem.operator.adjoint(problem.y).abs()}
+    combined = problem.operator.adjoint(problem.y).abs()
     for target, reference in scenario.case.targets.items():
-        scores = score_one(reference.numpy(), images[target].numpy())
-        yield describe(scenario) | {"target": target, "method": ZERO_FILLED} | scores
+        image = combined if target == "combined" else problem.zero_filled
+        scores = score_one(reference.numpy(), image.numpy())
+        yield describe(scenario, target) | {"method": ZERO_FILLED} | scores
 
 
 def run(
@@ -132,7 +139,8 @@ def run(
     -------
     list of dict
         ``case``, ``simulated``, ``mask``, ``asked``, ``acceleration`` (realised), ``calibration`` (rows ×
-        columns), ``target``, ``method``, ``PSNR``, ``SSIM``, ``NMSE``; classical rows have ``lambda`` and
+        columns), ``target``, ``noise_free`` (PSNR that the image before noise has against this target; None
+        where it is not known), ``method``, ``PSNR``, ``SSIM``, ``NMSE``; classical rows have ``lambda`` and
         ``cropped`` too.
     """
     cache = Cache(None) if cache is None else cache
@@ -150,10 +158,7 @@ def run(
                 add(zero_filled_rows(scenario))
                 for method in methods:
                     found = best_scores(method, scenario, cache)
-                    add(
-                        describe(scenario) | {"target": t, "method": method.name} | s
-                        for t, s in found.items()
-                    )
+                    add(describe(scenario, t) | {"method": method.name} | s for t, s in found.items())
                 if diffusion is not None:
                     add(diffusion.rows(scenario))
     return rows
@@ -182,6 +187,9 @@ def table(rows: Sequence[Row], target: str, mean_name: str | None = None) -> str
     headings = ["case", "mask", "asked", "realised", "calibration", *names]
     if mean_name is not None:
         headings.append("mean over best classical")
+    perfect = any(row["noise_free"] is not None for line in lines for row in line.values())
+    if perfect:
+        headings.append("noise-free image")
     text = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
     behind = []
     for line in lines:
@@ -196,6 +204,8 @@ def table(rows: Sequence[Row], target: str, mean_name: str | None = None) -> str
             cells.append(f"{lead:+.2f} dB")
             if lead <= 0:
                 behind.append(f"{first['case']}, {first['mask']} ×{first['asked']:g} ({lead:+.2f} dB)")
+        if perfect:
+            cells.append("–" if first["noise_free"] is None else f"{first['noise_free']:.2f}")
         text.append("| " + " | ".join(cells) + " |")
     if mean_name is not None:
         text += [
@@ -211,14 +221,14 @@ def choices(rows: Sequence[Row]) -> str:
     targets = list(dict.fromkeys(row["target"] for row in rows))
     headings = ["case", "mask", "asked", *(f"{name}, {target}" for target in targets for name in names)]
     text = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-    for lines in zip(*(grouped(row for row in rows if row["target"] == t) for t in targets), strict=True):
-        first = next(iter(lines[0].values()))
-        cells = [first["case"], first["mask"], f"×{first['asked']:g}"]
-        cells += [
-            f"{line[name]['lambda']:.2g}" + (" c" if line[name]["cropped"] else "")
-            for line in lines
-            for name in names
-        ]
+    lines: dict[tuple[str, str, float], dict[tuple[str, str], str]] = {}
+    for row in rows:
+        if "lambda" in row:
+            line = lines.setdefault((row["case"], row["mask"], row["asked"]), {})
+            line[row["target"], row["method"]] = f"{row['lambda']:.2g}" + (" c" if row["cropped"] else "")
+    for (case, mask, asked), line in lines.items():
+        cells = [case, mask, f"×{asked:g}"]
+        cells += [line.get((target, name), "–") for target in targets for name in names]
         text.append("| " + " | ".join(cells) + " |")
     return "\n".join(text)
 
@@ -263,10 +273,14 @@ def report(rows: Sequence[Row], *, command: str, prior: str | None, mean_name: s
         ]
     text += [
         "Cells are PSNR in dB / SSIM / NMSE as fastMRI defines them, of one slice; the best of each in bold. "
-        "Both targets hold the noise of the measurement: in air, the root sum of squares of C coils has the "
-        "floor σ√(2C), which no method that removes noise can reproduce.",
+        "The targets `rss` and `combined` hold the noise of the measurement; in air, the root sum of squares "
+        "of C coils has the floor σ√(2C). A method that removes noise perfectly scores no more against them "
+        "than the noise-free image does, whose PSNR the last column shows where it is known; one that scores "
+        "more has reproduced noise.",
     ]
     for target, meaning in TARGETS.items():
+        if not any(row["target"] == target for row in rows):
+            continue
         text += ["", f"## Target `{target}`", "", f"The {meaning}.", "", table(rows, target, mean_name)]
     text += [
         "",

@@ -22,8 +22,8 @@ PEAK = 4e-4  # of an image, the order of magnitude of fastMRI's
 NOISE = 0.003  # standard deviation per real component, of the peak
 ATTRIBUTION = (
     "Simulated 12-coil k-space of FLAIR slices of patient 19 of the open MS data set, Lesjak, Pernus, Likar, "
-    "Spiclin, Neuroinformatics 14, 403-420 (2016), CC BY. Magnitude images processed by their authors; cropped "
-    "and flipped; coil sensitivities, phase and noise are simulated."
+    "Spiclin, Neuroinformatics 14, 403-420 (2016), CC BY. Magnitude images processed by their authors; "
+    "cropped and flipped; coil sensitivities, phase and noise are simulated."
 )
 
 

@@ -71,10 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Always: with status 0 if all went well, 1 if something could not be done, 2 if the command was not
         understood, 130 if it was interrupted.
     """
-    from operators.errors import OperatorError
-    from priors.errors import PriorError
-    from recon.errors import ReconError
-
     try:
         status = app(None if arguments is None else list(arguments), prog_name="recon", standalone_mode=False)
     except _UsageError as error:
@@ -82,7 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command = error.ctx.command_path if error.ctx else "recon"
             _fail(f"{message.rstrip('.')} (see {command} --help)")
         sys.exit(error.exit_code)
-    except (ReconError, PriorError, OperatorError) as error:
+    except ValueError as error:
+        # Imported only here: they bring torch with them, for which --help should not have to wait.
+        from operators.errors import OperatorError
+        from priors.errors import PriorError
+        from recon.errors import ReconError
+
+        if not isinstance(error, OperatorError | PriorError | ReconError):
+            raise
         _fail(str(error))
         sys.exit(1)
     except typer.Abort:

@@ -22,6 +22,8 @@ def evaluate(
 ) -> None:
     """Score reconstructions as fastMRI does: MSE, NMSE, PSNR and SSIM of each volume, then mean ± 2 std.
 
+    [bold]Examples[/bold]
+
         recon evaluate multicoil_val/ out/
         recon evaluate file1000001.h5 out/ --json scores.json
 

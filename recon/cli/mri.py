@@ -31,7 +31,9 @@ def mri(
     out: Annotated[
         Path,
         typer.Option(
-            help="Folder for the results, <same name>.h5 for each file.", rich_help_panel=_OUTPUT, metavar="FOLDER"
+            help="Folder for the results, <same name>.h5 for each file.",
+            rich_help_panel=_OUTPUT,
+            metavar="FOLDER",
         ),
     ],
     keep_samples: Annotated[
@@ -63,7 +65,7 @@ def mri(
     center_fraction: Annotated[
         float | None,
         typer.Option(
-            help="Share of the columns that make the fully sampled centre, on which the coil maps are calibrated.",
+            help="Share of the columns in the fully sampled centre, on which the coil maps are calibrated.",
             rich_help_panel=_UNDERSAMPLING,
             show_default="0.32 / acceleration; 0.12 of each side for 2-D masks",
         ),
@@ -94,7 +96,7 @@ def mri(
     nfe: Annotated[
         int | None,
         typer.Option(
-            help="Network evaluations a sample: fewer are faster, and coarser. Left out, the solver's own number.",
+            help="Network evaluations a sample: fewer are faster, and coarser. Left out, the solver's own.",
             rich_help_panel=_SAMPLING,
         ),
     ] = None,
@@ -122,7 +124,7 @@ def mri(
     anatomy: Annotated[
         str | None,
         typer.Option(
-            help="What the images show: brain, knee, ... A prior that does not know it is used with a warning.",
+            help="What the images show: brain, knee, ... A prior that does not know it warns.",
             rich_help_panel=_DATA,
         ),
     ] = None,
@@ -152,13 +154,13 @@ def mri(
         recon mri file1000001.h5 --mask equispaced --acceleration 4 --num-samples 8 --seed 1 --out out/
         recon evaluate file1000001.h5 out/
 
-    [bold]Data that were acquired undersampled[/bold] (with a dataset 'mask', or zeros where nothing was measured):
+    [bold]Data acquired undersampled[/bold] (with a dataset 'mask', or zeros where nothing was measured):
 
         recon mri multicoil_test/ --out out/
 
-    Coil maps, noise level, scale and the weight of the data are found from the acquired data alone. The result
-    holds 'reconstruction' and 'reconstruction_std' (slices, h, w) in the units of the data, and in the
-    attribute 'provenance' how they were made.
+    Coil maps, noise level, scale and the weight of the data are found from the acquired data alone. The
+    result holds 'reconstruction' and 'reconstruction_std' (slices, h, w) in the units of the data, and in
+    the attribute 'provenance' how they were made.
 
     A bad file does not stop the others: it is reported at the end, and the exit status is then 1.
     """

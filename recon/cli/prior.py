@@ -25,8 +25,12 @@ def train(
         int, typer.Option(help="Training steps in all; more than stored goes on with a finished one.")
     ] = 12000,
     decay: Annotated[
-        int, typer.Option(help="Steps over which the learning rate falls to zero at the end.")
-    ] = 3000,
+        int | None,
+        typer.Option(
+            help="Steps over which the learning rate falls to zero at the end.",
+            show_default="a quarter of the steps",
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Patches a step.")] = 8,
     patch: Annotated[int, typer.Option(help="Side of a patch in pixels.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Learning rate of the plateau.")] = 1e-3,
@@ -40,10 +44,15 @@ def train(
 ) -> None:
     """Train a complex prior on magnitude volumes by denoising score matching.
 
-        recon prior train patient01/ patient03/ --validation patient09/ --anatomy brain --out runs/brain
+    [bold]Train, measure, use[/bold]
 
-    Patches are rotated, flipped, zoomed and re-contrasted, and given a smooth random phase. A training that was
-    stopped, by Ctrl-C or by force, goes on where it was when the same command is given again.
+        recon prior train patient01/ patient03/ --validation patient09/ --anatomy brain --out runs/brain
+        recon prior evaluate runs/brain/prior.safetensors patient19/
+        recon mri scan.h5 --prior runs/brain/prior.safetensors --out out/
+
+    Patches are rotated, flipped, zoomed and re-contrasted, and given a smooth random phase. A training that
+    was stopped, by Ctrl-C or by force, goes on from its last stored step when the same command is given
+    again.
     """
     from dataclasses import replace
 
@@ -57,14 +66,13 @@ def train(
     from recon.io.nifti import read_folder
 
     try:
-        network = NetworkSettings(
-            widths=tuple(int(w) for w in widths.split(",")), blocks=blocks, unshuffle=unshuffle
-        )
+        channels = tuple(int(width) for width in widths.split(","))
     except ValueError:
         raise ReconError(f"--widths takes integers with commas between them, got {widths!r}") from None
+    network = NetworkSettings(widths=channels, blocks=blocks, unshuffle=unshuffle)
     settings = TrainingSettings(
         steps=steps,
-        decay=decay,
+        decay=steps // 4 if decay is None else decay,
         batch=batch,
         patch=patch,
         learning_rate=learning_rate,
@@ -76,13 +84,14 @@ def train(
     slices = prepare_slices(read_folder(images), settings.level)
     held_out = prepare_slices(read_folder(validation), settings.level)
     typer.echo(f"{len(slices)} slices to train on, {len(held_out)} to validate on", err=True)
-    with progress_bar() as bar:
+    with progress_bar("steps") as bar:
         task = bar.add_task("training", total=steps)
-        smooth = [1.0]
+        smooth: float | None = None
 
         def show(step: int, loss: float) -> None:
-            smooth[0] += 0.01 * (loss - smooth[0])
-            bar.update(task, completed=step, description=f"training, loss {smooth[0]:.3f}")
+            nonlocal smooth
+            smooth = loss if smooth is None else smooth + 0.01 * (loss - smooth)
+            bar.update(task, completed=step, description=f"training, loss {smooth:.3f}")
 
         trained = train_prior(slices, held_out, settings, out, show)
     trained.contract = replace(trained.contract, name=name, anatomy=tuple(anatomy or ()))
@@ -110,6 +119,8 @@ def evaluate(
 ) -> None:
     """Print the denoising PSNR of a prior at every noise level, on complex patches of magnitude volumes.
 
+    [bold]Example[/bold]
+
         recon prior evaluate brain patient19/
 
     Noise levels and errors are per real component, in the prior's units; PSNR is against a peak of 1.
@@ -123,8 +134,12 @@ def evaluate(
 
     from priors.files import load_prior
     from priors.training import VALIDATION_SIGMAS, denoising_errors, prepare_slices, sample_patches
+    from recon.errors import ReconError
     from recon.io.nifti import read_folder
 
+    for name, value in (("--patches", patches), ("--patch", patch)):
+        if value < 1:
+            raise ReconError(f"{name} must be at least 1, got {value}")
     loaded = load_prior(prior)
     slices = prepare_slices(read_folder(images), loaded.contract.level)
     clean = sample_patches(slices, patches, patch, torch.Generator().manual_seed(seed))

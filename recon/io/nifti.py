@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from recon.errors import ReconError
 
 
-def read_volume(path: Path) -> Tensor:
+def read_volume(path: str | Path) -> Tensor:
     """Read a three-dimensional volume as slices of its last axis.
 
     Parameters
@@ -22,25 +23,33 @@ def read_volume(path: Path) -> Tensor:
     Returns
     -------
     Tensor
-        ``(S, H, W)``, float32, not negative; rows are the volume's second axis.
+        ``(S, H, W)``, float32, negative values set to zero; rows are the volume's second axis.
 
     Raises
     ------
     ReconError
-        Naming the file, if it is no such volume or nibabel is not installed.
+        Naming the file, if it is no such volume, or if nibabel is not installed.
     """
     try:
         import nibabel
+        from nibabel.filebasedimages import ImageFileError
+        from nibabel.spatialimages import HeaderDataError
     except ImportError:
         raise ReconError(
             "reading NIfTI needs nibabel: install the extra, pip install 'dis-recon[nifti]'"
         ) from None
+    path = Path(path)
+    if not path.exists():
+        raise ReconError(f"{path}: there is no such file")
     try:
-        data = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)  # type: ignore[attr-defined]
-    except FileNotFoundError:
-        raise ReconError(f"{path}: there is no such file") from None
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
+        stored = nibabel.load(path).dataobj  # type: ignore[attr-defined]
+        if stored.dtype.kind not in "iuf":
+            raise ReconError(f"{path} holds values of type {stored.dtype}; magnitude images are real numbers")
+        data = np.asarray(stored, dtype=np.float32)
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, OverflowError) as error:
         raise ReconError(f"{path} cannot be read as NIfTI: {error}") from None
+    if data.ndim == 4 and data.shape[3] == 1:  # one volume of a series
+        data = data[..., 0]
     if data.ndim != 3 or 0 in data.shape:
         raise ReconError(f"{path} holds an array of shape {data.shape}; a volume has three axes")
     if not np.isfinite(data).all():
@@ -54,7 +63,7 @@ def read_folder(paths: list[Path]) -> list[Tensor]:
     Raises
     ------
     ReconError
-        If nothing is found.
+        If nothing is found, or a file cannot be used.
     """
     files: list[Path] = []
     for path in paths:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import classical, quality
-from benchmarks.cases import make_case, make_scenario, measured_case, read_cfl, simulated_case
+from benchmarks.cases import TARGETS, make_case, make_scenario, measured_case, read_cfl, simulated_case
 from benchmarks.classical import EXPONENTS, METHODS, Cache, Method, best_scores, climb
 from operators.fft import ifftc
 from operators.simulation import random_smooth_maps, simulate_kspace, smooth_phase
@@ -30,8 +30,9 @@ def phantom():
 
 def case(seed=0, noise=0.01, name="phantom"):
     image = torch.polar(phantom(), smooth_phase(SHAPE, seed=1))
-    kspace = simulate_kspace(image, random_smooth_maps(5, SHAPE, seed=2), noise, seed=seed)
-    return make_case(name, kspace, simulated=True)
+    maps = random_smooth_maps(5, SHAPE, seed=2)
+    kspace = simulate_kspace(image, maps, noise, seed=seed)
+    return make_case(name, kspace, noise_free=image.abs() * maps.abs().square().sum(0).sqrt())
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_absent_cfl_and_single_coil(tmp_path):
 
 def test_targets_of_noiseless_data_are_the_image_seen_through_the_coils():
     image, maps = torch.polar(phantom(), smooth_phase(SHAPE, seed=1)), random_smooth_maps(5, SHAPE, seed=2)
-    made = make_case("phantom", simulate_kspace(image, maps), simulated=True)
+    made = make_case("phantom", simulate_kspace(image, maps))
     truth = image.abs() * maps.abs().square().sum(0).sqrt()
     assert torch.allclose(made.targets["rss"], truth, atol=1e-5)
     # By Cauchy-Schwarz no normalised maps combine to more, and good ones combine to nearly all.
@@ -99,6 +100,8 @@ def test_simulated_case_is_the_slice_it_names(tmp_path):
     assert made.name == "head, slice 1"
     assert made.kspace.shape == (12, 40, 32)
     image = phantom()[4:44, 4:36]
+    coils = random_smooth_maps(12, (40, 32), seed=1).abs().square().sum(0).sqrt()
+    assert torch.allclose(made.targets["noise-free"], image * coils / image.max(), atol=1e-6)
     assert np.corrcoef(made.targets["rss"].flatten(), image.flatten())[0, 1] > 0.95
     for arguments, message in (((3,), "no slice 3"), ((0,), "empty"), ((1, (64, 8)), "cropped")):
         with pytest.raises(ReconError, match=message):
@@ -241,12 +244,10 @@ def rows(diffusion):
 def test_rows_hold_every_method_for_every_target(rows, diffusion):
     names = ["zero-filled", "CG-SENSE", "TV", "L1-wavelet", *diffusion.names]
     groups = {(row["mask"], row["target"], row["method"]): row for row in rows}
-    assert set(groups) == {
-        (m, t, n) for m in ("equispaced", "poisson") for t in ("rss", "combined") for n in names
-    }
+    assert set(groups) == {(m, t, n) for m in ("equispaced", "poisson") for t in TARGETS for n in names}
     assert len(groups) == len(rows)
     for mask in ("equispaced", "poisson"):
-        for target in ("rss", "combined"):
+        for target in TARGETS:
             for name in ("CG-SENSE", "TV", "L1-wavelet"):
                 better, worse = groups[mask, target, name], groups[mask, target, "zero-filled"]
                 assert better["PSNR"] > worse["PSNR"] + 1
@@ -286,10 +287,20 @@ def test_table_shows_the_realised_acceleration_and_the_best_in_bold(rows, diffus
         lead = here[diffusion.names[1]]["PSNR"] - classical_best
         assert cells["mean over best classical"] == f"{lead:+.2f} dB"
         assert (f"phantom, {kind} ×3 (" in text) == (lead <= 0)
+        perfect = classical.psnr(*(case().targets[name][None].numpy() for name in ("rss", "noise-free")))
+        assert cells["noise-free image"] == f"{perfect:.2f}"
+    assert "noise-free image" not in quality.table(rows, "noise-free", diffusion.names[1])
 
 
 def made_up_row(method, psnr, **more):
-    where = {"case": "a", "simulated": True, "mask": "random", "asked": 4.0, "acceleration": 3.9}
+    where = {
+        "case": "a",
+        "simulated": True,
+        "mask": "random",
+        "asked": 4.0,
+        "acceleration": 3.9,
+        "noise_free": None,
+    }
     scores = {"PSNR": psnr, "SSIM": 0.9, "NMSE": 0.01}
     return {**where, "calibration": "48 × 10", "target": "rss", "method": method, **scores, **more}
 
