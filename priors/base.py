@@ -25,8 +25,7 @@ class Contract:
     sigma_min, sigma_max
         Noise standard deviations per real component between which the denoiser is trusted.
     level
-        Value of ``sqrt(sum |x|^4 / sum |x|^2)`` of an image as the prior knows it. This energy-weighted
-        magnitude does not change when empty background is added around an object.
+        :func:`priors.level.image_level` of a typical image as the prior knows it.
     size_multiple
         The network pads height and width to a multiple of this; any size is accepted.
     anatomy
@@ -45,7 +44,7 @@ class Contract:
     channels: str = "complex"
     sigma_min: float = 0.002
     sigma_max: float = 20.0
-    level: float = 0.5
+    level: float = 0.3
     size_multiple: int = 1
     anatomy: tuple[str, ...] = ()
     name: str = "prior"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from priors.base import Contract, ScorePrior
 from priors.errors import PriorError
+from priors.level import image_level
 
 
 class GaussianPrior(ScorePrior):
@@ -57,21 +60,18 @@ class GaussianPrior(ScorePrior):
         basis: Tensor | None = None
         if covariance is not None:
             values, basis = _eigenvalues(covariance, mean)
-            pixel_variance = covariance.diagonal().real.reshape(mean.shape)
         elif spectrum is not None:
             values = _non_negative(spectrum, "spectrum", mean.shape, real)
             mirrored = values.flip((0, 1)).roll((1, 1), (0, 1))
             if not mean.is_complex() and not torch.allclose(values, mirrored, rtol=1e-5, atol=0):
                 raise PriorError("the spectrum of a real image must be symmetric, spectrum[k] = spectrum[-k]")
-            pixel_variance = values.mean()
         else:
-            values = pixel_variance = _non_negative(variance, "variance", mean.shape, real)
+            values = _non_negative(variance, "variance", mean.shape, real)
         super().__init__(
             Contract(
                 channels="complex" if mean.is_complex() else "real",
                 sigma_min=sigma_min,
                 sigma_max=sigma_max,
-                level=_level(mean, pixel_variance),
                 name="gaussian",
             )
         )
@@ -79,6 +79,11 @@ class GaussianPrior(ScorePrior):
         self.register_buffer("mean", mean.clone())
         self.register_buffer("values", values)
         self.register_buffer("basis", basis)
+        drawn = self.sample(64, torch.Generator().manual_seed(0))
+        level = float(image_level(drawn).mean())
+        if not level > 0:
+            raise PriorError("a prior of mean zero and variance zero knows no image but zero")
+        self.contract = replace(self.contract, level=level)
 
     def _filter(self, x: Tensor, gains: Tensor) -> Tensor:
         """Apply a function of the covariance, given by its eigenvalues ``gains``, to ``(..., H, W)``."""
@@ -143,15 +148,3 @@ def _eigenvalues(covariance: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     if float(values.min()) < -1e-5 * float(values.abs().max()):
         raise PriorError("covariance has negative eigenvalues")
     return values.clamp_min(0), basis
-
-
-def _level(mean: Tensor, variance: Tensor) -> float:
-    """Level of the contract, ``sqrt(sum E|x|^4 / sum E|x|^2)``, from the moments of Gaussian pixels."""
-    m2, v = mean.abs().double() ** 2, variance.double().expand(mean.shape)
-    if mean.is_complex():
-        second, fourth = m2 + 2 * v, m2**2 + 8 * m2 * v + 8 * v**2
-    else:
-        second, fourth = m2 + v, m2**2 + 6 * m2 * v + 3 * v**2
-    if not float(second.sum()) > 0:
-        raise PriorError("a prior of mean zero and variance zero knows no image but zero")
-    return float(fourth.sum() / second.sum()) ** 0.5

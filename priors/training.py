@@ -18,6 +18,7 @@ from torch import Tensor
 
 from priors.base import Contract
 from priors.errors import PriorError
+from priors.level import image_level
 from priors.network import DenoisingUNet, NetworkPrior, NetworkSettings
 
 VALIDATION_SIGMAS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -41,7 +42,7 @@ class TrainingSettings:
     ema: float = 0.9995
     seed: int = 0
     precision: str = "bf16"
-    level: float = 0.5
+    level: float = 0.3
     sigma_centre: float = 0.1
     sigma_spread: float = 1.4
     sigma_min: float = 0.002
@@ -58,12 +59,6 @@ class TrainingSettings:
             raise PriorError(f"decay ({self.decay}) is longer than the training ({self.steps} steps)")
         if self.patch % self.network.size_multiple:
             raise PriorError(f"patch {self.patch} is no multiple of {self.network.size_multiple}")
-
-
-def energy_level(image: Tensor) -> Tensor:
-    """Energy-weighted magnitude ``sqrt(sum |x|^4 / sum |x|^2)`` over the last two axes, ``(...)``."""
-    power = image.abs() ** 2
-    return torch.sqrt((power**2).sum((-2, -1)) / power.sum((-2, -1)).clamp_min(1e-30))
 
 
 def prepare_slices(volumes: Sequence[Tensor], level: float) -> list[Tensor]:
@@ -83,7 +78,7 @@ def prepare_slices(volumes: Sequence[Tensor], level: float) -> list[Tensor]:
         energy = (volume.double() ** 2).sum((-2, -1))
         for index in torch.nonzero(energy > 0.05 * energy.max()).flatten().tolist():
             image = volume[index].float()
-            slices.append(image * (level / energy_level(image)))
+            slices.append(image * (level / float(image_level(image))))
     if not slices:
         raise PriorError("there is no image to train on: every slice is empty")
     return slices

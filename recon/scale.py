@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from operators.base import LinearOperator
+from priors.level import image_level
 from recon.errors import ReconError
 from recon.solvers.cg import cg
 
@@ -46,8 +47,8 @@ class Scale:
         """Estimate the scale from acquired data only.
 
         A few conjugate-gradient steps on ``A^H A x = A^H y`` give an image that is free of most aliasing; its
-        energy-weighted magnitude ``sqrt(sum |x|^4 / sum |x|^2)``, which does not depend on how much air
-        surrounds the object, is brought to the prior's ``level``, and the phase of ``sum x |x|`` to zero.
+        :func:`priors.level.image_level`, which depends on coarse structure alone and so hardly on the sampling,
+        is brought to the prior's ``level``, and the phase of ``sum x |x|`` to zero.
 
         Parameters
         ----------
@@ -72,8 +73,8 @@ class Scale:
             raise ReconError("the measurement is all zero: there is nothing to reconstruct")
         image = cg(operator.normal, right / peak, max_iter=iterations, tol=1e-3).x
         wide = image.to(torch.complex128 if image.is_complex() else torch.float64)
-        power = wide.abs() ** 2
-        factor = peak * float(torch.sqrt((power**2).sum() / power.sum())) / level
+        levels = image_level(wide)  # one, or one a coil
+        factor = peak * float(levels.square().mean().sqrt()) / level
         phase = float((wide * wide.abs()).sum().angle()) if image.is_complex() else 0.0
         return cls(factor, phase)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ from recon.cli.prior import prior_app
 INTERRUPTED = 130  # the shells' exit status of a program that Ctrl-C ended
 
 # Typer used to depend on click and now carries it inside: its public class leads to the right one of the two.
-_UsageError = typer.BadParameter.__bases__[0]
+_UsageError: Any = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="recon",

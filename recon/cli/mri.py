@@ -171,7 +171,14 @@ def mri(
 
     from priors.files import load_prior, prior_hash, prior_path
     from recon.cli.progress import progress_bar
-    from recon.cli.run import FILE_ERRORS, choose_device, collect_files, make_folder, slice_figure
+    from recon.cli.run import (
+        FILE_ERRORS,
+        choose_device,
+        collect_files,
+        describe_failure,
+        make_folder,
+        slice_figure,
+    )
     from recon.errors import ReconError
     from recon.mri import MRISettings, reconstruct_file
     from recon.solvers.dds import DDS
@@ -225,7 +232,7 @@ def mri(
                     on_slice=slice_figure(out, source.stem) if figures else None,
                 )
             except FILE_ERRORS as error:
-                failed.append(str(error) if str(source) in str(error) else f"{source}: {error}")
+                failed.append(describe_failure(source, error))
                 continue
             finally:
                 bar.remove_task(task)

@@ -26,7 +26,7 @@ def collect_files(paths: Iterable[Path]) -> list[Path]:
     Raises
     ------
     ReconError
-        If a folder holds none, or two files would be written under the same name.
+        If a folder holds none, a file is given twice, or two would be written under the same name.
     """
     files: list[Path] = []
     for path in paths:
@@ -36,10 +36,18 @@ def collect_files(paths: Iterable[Path]) -> list[Path]:
         files.extend(found)
     stems: dict[str, Path] = {}
     for file in files:
+        if file in stems.values():
+            raise ReconError(f"{file} is given twice")
         if file.stem in stems:
             raise ReconError(f"{stems[file.stem]} and {file} would both be written as {file.stem}.h5")
         stems[file.stem] = file
     return files
+
+
+def describe_failure(file: Path, error: Exception) -> str:
+    """One sentence that names the file."""
+    sentence = next(iter(str(error).splitlines()), type(error).__name__)
+    return sentence if str(file) in sentence else f"{file}: {sentence}"
 
 
 def make_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from priors.base import ScorePrior
@@ -23,9 +24,10 @@ class DDS:
     nfe
         Network evaluations a sample.
     cg_iterations
-        Conjugate-gradient steps a noise level (the paper's M).
+        Conjugate-gradient steps a noise level at the most (the paper's M).
     cg_tolerance
-        Relative residual at which those steps stop early.
+        Residual, relative to the one they start from (with ``noise_free``, to the right-hand side), at which those
+        steps stop early.
     gamma
         Weight of the data term. ``None``: the ratio of the prior's error variance at the current noise level
         (:meth:`ScorePrior.error_variance`) to the measurement's noise variance, which is the proximal weight under
@@ -33,7 +35,8 @@ class DDS:
     eta
         Share of fresh noise in a step: 0 is deterministic (DDIM), 1 ancestral (DDPM).
     sigma_max, sigma_min
-        First and last noise level; ``None`` for ``sigma_min`` follows the prior.
+        First and last noise level. ``None`` for ``sigma_min``: the measurement's noise level, below which the data
+        say no more, within the prior's range.
     start
         ``"warm"``: the first image is a conjugate-gradient reconstruction plus noise of ``sigma_max``, so the
         levels above need no visit (come-closer-diffuse-faster, Chung et al. 2022). ``"noise"``: noise alone.
@@ -52,10 +55,10 @@ class DDS:
     """
 
     nfe: int = 30
-    cg_iterations: int = 5
+    cg_iterations: int = 20
     cg_tolerance: float = 1e-3
     gamma: float | None = None
-    eta: float = 0.85
+    eta: float = 1.0
     sigma_max: float = 2.0
     sigma_min: float | None = None
     start: str = "warm"
@@ -83,7 +86,9 @@ class DDS:
     def paper(cls, nfe: int = 49, **changes: object) -> DDS:
         """Published setting: M = 5, gamma = 1, VP noise levels from noise alone, eta 0.15 / 0.5 / 0.8 for 19 / 49 / 99 NFE."""
         eta = 0.15 if nfe <= 19 else 0.5 if nfe <= 49 else 0.8
-        base = cls(nfe=nfe, gamma=1.0, eta=eta, start="noise", schedule="vp-linear", cg_tolerance=0.0)
+        base = cls(
+            nfe=nfe, cg_iterations=5, cg_tolerance=0.0, gamma=1.0, eta=eta, start="noise", schedule="vp-linear"
+        )
         return replace(base, **changes)  # type: ignore[arg-type]
 
     @classmethod
@@ -91,11 +96,14 @@ class DDS:
         """Setting of the authors' code: as published, but eta = 0.85 in a step that shrinks the variance."""
         return replace(cls.paper(nfe, eta=0.85, step="released"), **changes)  # type: ignore[arg-type]
 
-    def levels(self, prior: ScorePrior) -> list[float]:
-        """Noise levels, the last one zero."""
+    def levels(self, prior: ScorePrior, noise_std: float) -> list[float]:
+        """Noise levels for a measurement of that noise, the last one zero."""
         if self.schedule == "vp-linear":
             return vp_linear_sigmas(self.nfe)
-        low = prior.contract.sigma_min if self.sigma_min is None else self.sigma_min
+        low = self.sigma_min
+        if low is None:
+            known = min(noise_std, self.sigma_max) if noise_std > 0 else 0.0
+            low = max(prior.contract.sigma_min, known)
         return karras_sigmas(self.nfe, self.sigma_max, low)
 
     def weight(self, prior: ScorePrior, sigma: float, noise_std: float) -> float:
@@ -132,7 +140,7 @@ class DDS:
                 f"DDS needs a positive noise level, got {problem.noise_std}; or set gamma or noise_free"
             )
         adjoint_y = operator.adjoint(problem.y)
-        sigmas = self.levels(prior)
+        sigmas = self.levels(prior, problem.noise_std)
         x = sigmas[0] * noise(0)
         if self.start == "warm":
             x = x + cg(operator.normal, adjoint_y, max_iter=2 * self.cg_iterations, tol=self.cg_tolerance).x
@@ -163,20 +171,13 @@ class DDS:
         self, denoised: Tensor, adjoint_y: Tensor, normal: Callable[[Tensor], Tensor], gamma: float
     ) -> Tensor:
         """M conjugate-gradient steps from the denoised image (paper, Algorithm 1)."""
+        steps, tol = self.cg_iterations, self.cg_tolerance
         if self.noise_free:
-            return cg(
-                normal,
-                adjoint_y.expand_as(denoised),
-                denoised,
-                max_iter=self.cg_iterations,
-                tol=self.cg_tolerance,
-            ).x
+            return cg(normal, adjoint_y.expand_as(denoised), denoised, max_iter=steps, tol=tol).x
         if gamma == 0:
             return denoised
-        return cg(
-            lambda image: image + gamma * normal(image),
-            denoised + gamma * adjoint_y,
-            denoised,
-            max_iter=self.cg_iterations,
-            tol=self.cg_tolerance,
-        ).x
+        # Solved for the correction to the denoised image: the same iterates, but the tolerance is then relative to
+        # what there is to correct and not to the image.
+        misfit = gamma * (adjoint_y - normal(denoised))
+        correction = cg(lambda v: torch.add(v, normal(v), alpha=gamma), misfit, max_iter=steps, tol=tol).x
+        return denoised + correction

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from priors import Contract, DenoisingUNet, NetworkPrior, NetworkSettings, PriorError
+from priors.level import image_level
 from priors.training import (
     VALIDATION_SIGMAS,
     TrainingSettings,
     denoising_errors,
     denoising_loss,
     draw_sigma,
-    energy_level,
     learning_rate,
     prepare_slices,
     sample_patches,
@@ -62,17 +62,10 @@ SLICES = prepare_slices([disks()], TINY.level)
 
 
 def test_slices_are_brought_to_the_level():
-    slices = prepare_slices([disks(), 1e-6 * disks(2)], 0.5)
+    slices = prepare_slices([disks(), 1e-6 * disks(2)], TINY.level)
     assert [tuple(image.shape) for image in slices] == 5 * [(40, 36)]
     for image in slices:
-        assert float(energy_level(image)) == pytest.approx(0.5, rel=1e-5)
-
-
-def test_energy_level():
-    image = torch.zeros(2, 8, 8)
-    image[0, 2:4, 2:4], image[1, 2:4, 2:4] = 3.0, -5.0
-    torch.testing.assert_close(energy_level(image), torch.tensor([3.0, 5.0]))
-    torch.testing.assert_close(energy_level(2j * image), torch.tensor([6.0, 10.0]))
+        assert float(image_level(image)) == pytest.approx(TINY.level, rel=1e-5)
 
 
 def test_nearly_empty_slices_are_left_out():
@@ -100,7 +93,7 @@ def test_patches():
     assert patches.shape == (64, 16, 16)
     assert patches.dtype == torch.complex64
     assert torch.isfinite(patches.abs()).all()
-    assert 0.3 < float(energy_level(patches).median()) < 0.8
+    assert 0.15 < float(image_level(patches).median()) < 0.8
     # The global phase is uniform: no direction is preferred.
     direction = patches.sum((1, 2))
     assert float((direction / direction.abs()).mean().abs()) < 0.4
@@ -204,7 +197,7 @@ def test_loss_falls_and_the_result_is_a_prior(tmp_path):
     assert not prior.training
     assert not any(parameter.requires_grad for parameter in prior.parameters())
     contract = prior.contract
-    assert (contract.level, contract.sigma_min, contract.sigma_max) == (0.5, 0.002, 20.0)
+    assert (contract.level, contract.sigma_min, contract.sigma_max) == (TINY.level, 0.002, 20.0)
     assert contract.size_multiple == 4
     # The table is what was measured at the end, which is the last line of the curve.
     assert tuple(sigma for sigma, _ in contract.error_table) == VALIDATION_SIGMAS

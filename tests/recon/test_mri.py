@@ -118,6 +118,7 @@ def test_what_is_written(tmp_path):
         valid_columns=(3, 43),
     )
     assert mask["realised_acceleration"] == drawn.acceleration == 40 / int(drawn.mask.sum())
+    assert isinstance(drawn.acs, slice)
     assert mask["calibration"] == [[drawn.acs.start, drawn.acs.stop]]
 
     assert "samples" not in reconstruct(source, tmp_path / "out" / "few.h5")[1]
@@ -224,7 +225,8 @@ def test_one_mask_a_volume_from_its_name(tmp_path):
 
 
 def test_slices_for_figures(tmp_path):
-    source, seen = files.knee(tmp_path), []
+    source = files.knee(tmp_path)
+    seen: list[SliceResult] = []
     _, data = reconstruct(source, tmp_path / "out.h5", on_slice=seen.append)
     for index, result in enumerate(seen):
         assert result.index == index
@@ -305,7 +307,7 @@ class TestAcquiredUndersampled:
             del file["ismrmrd_header"]
         mask = make_mask("poisson", (64, 46), 2.0, seed=1, valid_columns=(3, 43))
         source = changed(source, tmp_path / "a" / "a.h5", lambda k: np.multiply(k, mask.mask.numpy(), out=k))
-        seen = []
+        seen: list[SliceResult] = []
         provenance, data = reconstruct(
             source, tmp_path / "out.h5", MRISettings(num_samples=1), on_slice=seen.append
         )
@@ -329,7 +331,7 @@ class TestAcquiredUndersampled:
             mask = find_sampling(file, UNDERSAMPLED).mask.mask[0]
         column = int(mask.nonzero()[0])
         source = changed(source, tmp_path / "a" / source.name, lambda k: k[1, ..., column].fill(0))
-        seen = []
+        seen: list[SliceResult] = []
         provenance, _ = reconstruct(source, tmp_path / "out.h5", on_slice=seen.append)
         assert torch.equal(seen[0].mask[0], mask)
         mask[column] = False
@@ -344,7 +346,8 @@ class TestEmptySlices:
         settings = replace(UNDERSAMPLED, keep_samples=True)
         _, full = reconstruct(source, tmp_path / "full.h5", settings)
         holed = changed(source, tmp_path / "a" / source.name, lambda k: k[empty].fill(0))
-        progress, seen = [], []
+        progress: list[tuple[float, int]] = []
+        seen: list[SliceResult] = []
         provenance, data = reconstruct(
             holed,
             tmp_path / "out.h5",
@@ -375,7 +378,7 @@ class TestEmptySlices:
 def test_nan_is_found_before_the_first_slice_is_reconstructed(tmp_path):
     source = files.knee(tmp_path)
     source = changed(source, tmp_path / "a" / source.name, lambda k: k[1, 0, 5].fill(np.nan))
-    seen = []
+    seen: list[SliceResult] = []
     with pytest.raises(ReconError, match=r"file1000001.h5: slice 1 of dataset 'kspace' holds NaN"):
         reconstruct(source, tmp_path / "out.h5", on_slice=seen.append)
     assert not seen

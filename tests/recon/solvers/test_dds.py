@@ -64,7 +64,7 @@ def moments_by_recursion(dds, given, prior):
     A = dense(given.operator, SHAPE).to(C128)
     normal, right, identity = A.mH @ A, A.mH @ given.y.flatten(), torch.eye(N, dtype=C128)
     m, C = prior.mean.flatten(), (prior.basis * prior.values) @ prior.basis.mH
-    sigmas = dds.levels(prior)
+    sigmas = dds.levels(prior, given.noise_std)
     mean = torch.linalg.pinv(normal, rtol=1e-10, hermitian=True) @ right if dds.start == "warm" else 0 * m
     covariance = sigmas[0] ** 2 * identity
     for sigma, lower in pairwise(sigmas):
@@ -142,7 +142,7 @@ def final_variances(dds):
 def test_without_data_the_marginal_approaches_the_prior(eta):
     errors = []
     for nfe in (20, 40, 80, 160):
-        dds = solver(nfe=nfe, gamma=0.0, eta=eta, start="noise", sigma_max=40.0)
+        dds = solver(nfe=nfe, gamma=0.0, eta=eta, start="noise", sigma_max=40.0, sigma_min=0.002)
         errors.append(float((final_variances(dds) / VARIANCE - 1).abs().max()))
     # The error of the discretisation is of first order in the step.
     for coarse, fine in pairwise(errors[1:]):
@@ -267,6 +267,13 @@ def test_impossible_settings(settings, message):
 
 def run(dds, given):
     return dds.sample(given, Counting(), KeyedNoise(0, "", (0,), SHAPE, C128, torch.device("cpu")))
+
+
+def test_the_last_level_is_that_of_the_measurement():
+    prior = Counting()
+    assert DDS().levels(prior, 0.05)[-2:] == [pytest.approx(0.05), 0.0]
+    assert DDS().levels(prior, 1e-6)[-2:] == [pytest.approx(prior.contract.sigma_min), 0.0]
+    assert DDS(sigma_min=0.01).levels(prior, 0.05)[-2:] == [pytest.approx(0.01), 0.0]
 
 
 def test_impossible_noise_levels():
