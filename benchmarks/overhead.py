@@ -2,9 +2,9 @@
 
     python -m benchmarks.overhead
 
-One multi-coil slice with simulated coils, an equispaced mask, DDS at its defaults. Everything is timed in turn within
-one process, and medians are compared, so that a machine whose speed drifts does not tilt a ratio. The peak memory is
-read from fresh processes, one for each number of samples.
+One multi-coil slice with simulated coils, an equispaced mask, DDS at its defaults. Everything is timed in
+turn within one process, and medians are compared, so that a machine whose speed drifts does not tilt a ratio.
+The peak memory is read from fresh processes, one for each number of samples.
 """
 
 from __future__ import annotations
@@ -37,7 +37,12 @@ def phantom(size: int) -> torch.Tensor:
     grid = torch.linspace(-1, 1, size)
     y, x = grid[:, None], grid
     image = torch.zeros(size, size)
-    for radius_y, radius_x, value in ((0.85, 0.7, 0.5), (0.8, 0.65, -0.2), (0.5, 0.2, 0.25), (0.15, 0.5, 0.15)):
+    for radius_y, radius_x, value in (
+        (0.85, 0.7, 0.5),
+        (0.8, 0.65, -0.2),
+        (0.5, 0.2, 0.25),
+        (0.15, 0.5, 0.15),
+    ):
         image += value * ((y / radius_y) ** 2 + (x / radius_x) ** 2 < 1)
     return torch.polar(image, smooth_phase((size, size), seed=0))
 
@@ -72,16 +77,23 @@ def measure(arguments: argparse.Namespace) -> None:
     columns: dict[str, list[float]] = {"sampler": [], "network": [], "normal": []}
     for _ in range(arguments.repetitions + 1):  # the first round warms up
         columns["sampler"].append(timed(lambda: solver.sample(problem, prior, noise)))
-        columns["network"].append(timed(lambda: [prior.denoise(image, 0.1) for _ in range(solver.nfe)]) / solver.nfe)
+        columns["network"].append(
+            timed(lambda: [prior.denoise(image, 0.1) for _ in range(solver.nfe)]) / solver.nfe
+        )
         columns["normal"].append(timed(lambda: [operator.normal(image) for _ in range(50)]) / 50)
     median = {name: statistics.median(values[1:]) for name, values in columns.items()}
     ratios = [
         (wall - solver.nfe * network) / (solver.nfe * solver.cg_iterations * normal)
         for wall, network, normal in list(zip(*columns.values(), strict=True))[1:]
     ]
-    over_network = [w / (solver.nfe * n) for w, n in zip(columns["sampler"][1:], columns["network"][1:], strict=True)]
-    print(f"{arguments.coils} coils, {arguments.size}², {torch.get_num_threads()} threads, {arguments.precision} network, "
-          f"NFE {solver.nfe}, M {solver.cg_iterations}, {arguments.repetitions} repetitions, medians (minimum–maximum)")
+    over_network = [
+        w / (solver.nfe * n) for w, n in zip(columns["sampler"][1:], columns["network"][1:], strict=True)
+    ]
+    print(
+        f"{arguments.coils} coils, {arguments.size}², {torch.get_num_threads()} threads, "
+        f"{arguments.precision} network, NFE {solver.nfe}, M at most {solver.cg_iterations}, "
+        f"{arguments.repetitions} repetitions, medians (minimum–maximum)"
+    )
     print(f"one sample of a slice           {median['sampler']:.2f} s")
     print(f"network, one evaluation         {1e3 * median['network']:.1f} ms")
     print(f"A.normal, one application       {1e3 * median['normal']:.2f} ms")
@@ -104,7 +116,7 @@ def memory(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the command line and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--coils", type=int, default=15)
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--prior", default="brain")

@@ -250,6 +250,11 @@ class MulticoilMRI(_CartesianMRI):
         """Number of coils C."""
         return self.range_shape[0]
 
+    @property
+    def support(self) -> Tensor:
+        """Where any coil is sensitive, bool ``(..., H, W)``: nothing else of an image is measured."""
+        return (self.maps != 0).any(dim=-3)
+
     def _forward(self, x: Tensor) -> Tensor:
         return linear_function(x, self._encode, self._combine)
 

@@ -12,14 +12,14 @@ _BLUR = 0.25
 
 
 def image_level(image: Tensor) -> Tensor:
-    """Energy-weighted magnitude of the coarse image, ``sqrt(sum b^4 / sum b^2)`` with ``b`` the blurred magnitude.
+    """Energy-weighted magnitude of the blurred magnitude image b, ``sqrt(sum b^4 / sum b^2)``.
 
-    It has to come out the same whether it is taken from the whole image or from what an undersampled scan shows of
-    it. Hence the blur: it leaves about as much detail as seven columns of k-space hold. Without it, thin bright
-    structures such as the fat of a scalp raise the level of the true image but not of one reconstructed at high
-    acceleration, by up to 60 %. The blur is a Gaussian of a quarter of the object's standard deviation along each
-    axis, and the magnitudes are weighted with their energy, so that neither the pixel size nor the air around the
-    object matters.
+    It has to come out the same whether it is taken from the whole image or from what an undersampled scan
+    shows of it. Hence the blur: it leaves about as much detail as seven columns of k-space hold. Without it,
+    thin bright structures such as the fat of a scalp raise the level of the true image but not of one
+    reconstructed at high acceleration, by up to 60 %. The blur is a Gaussian of a quarter of the object's
+    standard deviation along each axis, and the magnitudes are weighted with their energy, so that neither the
+    pixel size nor the air around the object matters.
 
     Parameters
     ----------

@@ -263,9 +263,7 @@ def slice_problem(
     try:
         if num_coils is not None and num_coils < y.shape[0]:
             y = compress_coils(y, num_coils, region)[0]
-        # Without a crop: a pixel of the object that falls below a threshold would be lost for good, whereas
-        # air is what the prior knows best.
-        maps = espirit_maps(y, region, crop=0.0)
+        maps = espirit_maps(y, region, noise_std=noise_std)
     except OperatorError as error:
         raise ReconError(str(error)) from None
     return SliceProblem(y, MulticoilMRI(maps, mask.mask.to(y.device)), noise_std, zero_filled)
@@ -353,7 +351,7 @@ def reconstruct_file(
                         notes.append(
                             f"slice {index} lacks columns that its volume has: they are not used for it"
                         )
-                    kspace = crop_readout(file.read_slice(index).kspace * columns, sampling.height)
+                    kspace = crop_readout(file.read_slice(index).kspace, sampling.height)
                     with python_warnings.catch_warnings(record=True) as caught:
                         python_warnings.simplefilter("always")
                         problem = slice_problem(

@@ -119,6 +119,9 @@ def reconstruct(
 
     problem = Problem(scale.apply(y), operator, noise_std / scale.factor)
     batches = -(-num_samples // micro_batch)
+    # Cropped coil maps say that there is no object where they are zero; what a prior would fill in there
+    # without any data is not a reconstruction.
+    support = getattr(operator, "support", None)
     moments = Moments()
     kept: list[Tensor] = []
     magnitudes: list[Tensor] = []
@@ -134,7 +137,10 @@ def reconstruct(
 
             solution = solver.sample(problem, prior, noise, report)
             nfe = solution.nfe
-            for sample in scale.undo(solution.samples[: num_samples - first]):
+            samples = scale.undo(solution.samples[: num_samples - first])
+            if support is not None:
+                samples = samples * support
+            for sample in samples:
                 moments.add(sample)
                 if keep_samples:
                     kept.append(sample)

@@ -47,8 +47,8 @@ class Scale:
         """Estimate the scale from acquired data only.
 
         A few conjugate-gradient steps on ``A^H A x = A^H y`` give an image that is free of most aliasing; its
-        :func:`priors.level.image_level`, which depends on coarse structure alone and so hardly on the sampling,
-        is brought to the prior's ``level``, and the phase of ``sum x |x|`` to zero.
+        :func:`priors.level.image_level`, which depends on coarse structure alone and so hardly on the
+        sampling, is brought to the prior's ``level``, and the phase of ``sum x |x|`` to zero.
 
         Parameters
         ----------

@@ -51,9 +51,9 @@ def recon(
 
     [bold]To begin with[/bold]
 
-        recon demo                      the bundled example: results and pictures in demo/
+        recon demo                      the bundled example, into demo/
         recon mri scan.h5 --out out/    your own data, in the layout of fastMRI
-        recon mri --help                how to undersample, how many samples, which prior
+        recon mri --help                masks, samples, priors
     """
 
 

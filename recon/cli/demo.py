@@ -18,9 +18,9 @@ def demo(
 ) -> None:
     """Reconstruct the bundled example, and compare it with the truth.
 
-    The example is some slices of a real brain (FLAIR) seen by simulated coils, with noise. The bundled prior
-    was not trained on this person's images. What is written is what [bold]recon mri[/bold] writes, and a
-    picture of every slice.
+    The example is some slices of a real brain (FLAIR) seen by simulated coils,
+    with noise. The bundled prior was not trained on this person's images. What
+    is written is what [bold]recon mri[/bold] writes, and a picture of every slice.
     """
     import time
     from importlib.resources import as_file, files
@@ -45,7 +45,7 @@ def demo(
     started = time.monotonic()
     with as_file(files("recon") / "data" / "demo_brain.h5") as source, progress_bar("slices") as bar:
         bar.console.print(f"Reconstructing {source.name}, the bundled example: this takes a minute or two.")
-        task = bar.add_task("reconstructing", total=1)
+        task = bar.add_task("reconstructing", total=None)
         draw = slice_figure(out, source.stem)
 
         def finished(result: SliceResult) -> None:

@@ -20,18 +20,21 @@ def evaluate(
         Path | None, typer.Option("--json", help="Write the scores to this file as JSON too.", metavar="FILE")
     ] = None,
 ) -> None:
-    """Score reconstructions as fastMRI does: MSE, NMSE, PSNR and SSIM of each volume, then mean ± 2 std.
+    """Score reconstructions as fastMRI does: NMSE, PSNR, SSIM of every volume.
 
     [bold]Examples[/bold]
 
         recon evaluate multicoil_val/ out/
         recon evaluate file1000001.h5 out/ --json scores.json
 
-    Every target is compared with the file of the same name: reconstruction_esc where it has one (singlecoil),
-    else reconstruction_rss, with the dataset reconstruction. Both are cropped to a square of the target's
-    width; PSNR and SSIM use the largest value of the target volume.
+    The dataset 'reconstruction' of a file is compared with the target in the file
+    of the same name: 'reconstruction_esc' where it has one (singlecoil), else
+    'reconstruction_rss'. Both are cropped to a square of the target's width; PSNR
+    and SSIM use the largest value of the target volume. Below the volumes stands
+    their mean ± 2 std.
 
-    A target without a prediction is listed. If a volume cannot be scored, the exit status is 1.
+    A target without a prediction is listed. If a volume cannot be scored, the
+    exit status is 1.
     """
     import json
 

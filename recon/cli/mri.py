@@ -147,22 +147,25 @@ def mri(
         ),
     ] = None,
 ) -> None:
-    """Reconstruct fastMRI files: posterior mean and standard deviation of every slice.
+    """Reconstruct fastMRI files: posterior mean and standard deviation.
 
     [bold]Fully sampled data[/bold], 4× undersampled first:
 
-        recon mri file1000001.h5 --mask equispaced --acceleration 4 --num-samples 8 --seed 1 --out out/
+        recon mri file1000001.h5 --mask equispaced --acceleration 4 --out out/
         recon evaluate file1000001.h5 out/
 
-    [bold]Data acquired undersampled[/bold] (with a dataset 'mask', or zeros where nothing was measured):
+    [bold]Data acquired undersampled[/bold] (with a dataset 'mask', or zeros where nothing was
+    measured):
 
         recon mri multicoil_test/ --out out/
 
-    Coil maps, noise level, scale and the weight of the data are found from the acquired data alone. The
-    result holds 'reconstruction' and 'reconstruction_std' (slices, h, w) in the units of the data, and in
-    the attribute 'provenance' how they were made.
+    Coil maps, noise level, scale and the weight of the data are found from the
+    acquired data alone. The result holds the datasets 'reconstruction' and
+    'reconstruction_std', (slices, h, w) in the units of the data, and in the
+    attribute 'provenance' how they were made.
 
-    A bad file does not stop the others: it is reported at the end, and the exit status is then 1.
+    A bad file does not stop the others: it is reported at the end, and the exit
+    status is then 1.
     """
     import time
     from dataclasses import replace
@@ -218,7 +221,7 @@ def mri(
         for number, source in enumerate(sources):
             started = time.monotonic()
             position = f" ({number + 1} of {len(sources)})" if len(sources) > 1 else ""
-            task = bar.add_task(source.name + position, total=1)
+            task = bar.add_task(source.name + position, total=None)
             try:
                 provenance = reconstruct_file(
                     source,

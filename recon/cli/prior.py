@@ -46,13 +46,13 @@ def train(
 
     [bold]Train, measure, use[/bold]
 
-        recon prior train patient01/ patient03/ --validation patient09/ --anatomy brain --out runs/brain
-        recon prior evaluate runs/brain/prior.safetensors patient19/
+        recon prior train a/ b/ --validation c/ --anatomy brain --out runs/brain
+        recon prior evaluate runs/brain/prior.safetensors d/
         recon mri scan.h5 --prior runs/brain/prior.safetensors --out out/
 
-    Patches are rotated, flipped, zoomed and re-contrasted, and given a smooth random phase. A training that
-    was stopped, by Ctrl-C or by force, goes on from its last stored step when the same command is given
-    again.
+    Patches are rotated, flipped, zoomed and re-contrasted, and given a smooth
+    random phase. A training that was stopped, by Ctrl-C or by force, goes on from
+    its last stored step when the same command is given again.
     """
     from dataclasses import replace
 
@@ -117,13 +117,15 @@ def evaluate(
     patch: Annotated[int, typer.Option(help="Side of a patch in pixels.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of patches and noise.")] = 0,
 ) -> None:
-    """Print the denoising PSNR of a prior at every noise level, on complex patches of magnitude volumes.
+    """Print how well a prior denoises: its PSNR at every noise level.
 
     [bold]Example[/bold]
 
         recon prior evaluate brain patient19/
 
-    Noise levels and errors are per real component, in the prior's units; PSNR is against a peak of 1.
+    It is measured on complex patches made of magnitude volumes. Noise levels and
+    errors are per real component, in the prior's units; PSNR is against a peak
+    of 1.
     """
     import math
 

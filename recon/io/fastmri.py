@@ -203,8 +203,7 @@ class FastMRIFile:
         From the header: ``left = encodedSpace.y // 2 - limits.center``,
         ``right = left + limits.maximum + 1``. In a fully sampled file, exact zeros at the edges narrow this
         further, since a measurement has noise; one slice, the middle one that is not empty, is read for that.
-        Where columns between others are missing, or the file has a ``mask``, those at the edges may have been
-        left out too.
+        In a file with a ``mask`` they may be columns left out.
 
         Raises
         ------
@@ -214,11 +213,8 @@ class FastMRIFile:
         if self._valid_columns is None:
             left, right = self._header_columns
             if self.mask is None:
-                measured = self._middle_slice().measured
-                (columns,) = measured.nonzero(as_tuple=True)
-                first, last = int(columns[0]), int(columns[-1])
-                if measured[first : last + 1].all():
-                    left, right = first, last + 1
+                (columns,) = self._middle_slice().measured.nonzero(as_tuple=True)
+                left, right = int(columns[0]), int(columns[-1]) + 1
             centre = self.shape[1] // 2
             if not left <= centre < right:
                 raise ReconError(

@@ -14,6 +14,9 @@ from recon.solvers.base import KeyedNoise, Problem, Solution, SolverError, check
 from recon.solvers.cg import cg
 from recon.solvers.schedule import karras_sigmas, vp_linear_sigmas
 
+WARM_START_STEPS = 10
+"""Conjugate-gradient steps of the first image: enough to unfold it, too few to fit the noise."""
+
 
 @dataclass(frozen=True)
 class DDS:
@@ -26,17 +29,20 @@ class DDS:
     cg_iterations
         Conjugate-gradient steps a noise level at the most (the paper's M).
     cg_tolerance
-        Residual, relative to the one they start from (with ``noise_free``, to the right-hand side), at which those
-        steps stop early.
+        Accuracy aimed at with those steps, relative to the correction they compute. Their number follows from
+        it and from the condition number ``1 + gamma ||A||^2`` by the convergence bound of the method, and not
+        from the residual as it comes: a threshold that rounding can tip would break the scale equivariance.
+        Zero: always ``cg_iterations``.
     gamma
         Weight of the data term. ``None``: the ratio of the prior's error variance at the current noise level
-        (:meth:`ScorePrior.error_variance`) to the measurement's noise variance, which is the proximal weight under
-        which both terms of ``|x - D|^2 / (2 v) + |y - A x|^2 / (2 s^2)`` are the variances they stand for.
+        (:meth:`ScorePrior.error_variance`) to the measurement's noise variance, which is the proximal weight
+        under which both terms of ``|x - D|^2 / (2 v) + |y - A x|^2 / (2 s^2)`` are the variances they stand
+        for.
     eta
         Share of fresh noise in a step: 0 is deterministic (DDIM), 1 ancestral (DDPM).
     sigma_max, sigma_min
-        First and last noise level. ``None`` for ``sigma_min``: the measurement's noise level, below which the data
-        say no more, within the prior's range.
+        First and last noise level. ``None`` for ``sigma_min``: the measurement's noise level, below which the
+        data say no more, within the prior's range.
     start
         ``"warm"``: the first image is a conjugate-gradient reconstruction plus noise of ``sigma_max``, so the
         levels above need no visit (come-closer-diffuse-faster, Chung et al. 2022). ``"noise"``: noise alone.
@@ -45,8 +51,8 @@ class DDS:
     schedule
         ``"karras"``, or ``"vp-linear"``, whose levels are fixed by ``nfe`` alone.
     step
-        ``"paper"``: the DDIM step, which keeps the marginals. ``"released"``: the step of the released code, which
-        loses variance.
+        ``"paper"``: the DDIM step, which keeps the marginals. ``"released"``: the step of the released code,
+        which loses variance.
 
     Raises
     ------
@@ -54,7 +60,7 @@ class DDS:
         If a setting is out of its range.
     """
 
-    nfe: int = 30
+    nfe: int = 40
     cg_iterations: int = 20
     cg_tolerance: float = 1e-3
     gamma: float | None = None
@@ -84,10 +90,19 @@ class DDS:
 
     @classmethod
     def paper(cls, nfe: int = 49, **changes: object) -> DDS:
-        """Published setting: M = 5, gamma = 1, VP noise levels from noise alone, eta 0.15 / 0.5 / 0.8 for 19 / 49 / 99 NFE."""
+        """Published setting: M = 5, gamma = 1, VP noise levels, started from noise alone.
+
+        eta is 0.15, 0.5 and 0.8 for 19, 49 and 99 network evaluations.
+        """
         eta = 0.15 if nfe <= 19 else 0.5 if nfe <= 49 else 0.8
         base = cls(
-            nfe=nfe, cg_iterations=5, cg_tolerance=0.0, gamma=1.0, eta=eta, start="noise", schedule="vp-linear"
+            nfe=nfe,
+            cg_iterations=5,
+            cg_tolerance=0.0,
+            gamma=1.0,
+            eta=eta,
+            start="noise",
+            schedule="vp-linear",
         )
         return replace(base, **changes)  # type: ignore[arg-type]
 
@@ -112,6 +127,20 @@ class DDS:
             return self.gamma
         return prior.error_variance(sigma) / noise_std**2
 
+    def steps(self, gamma: float, norm: float) -> int:
+        """Conjugate-gradient steps for a weight and an operator norm.
+
+        The error falls at least by ``2 ((sqrt(k) - 1) / (sqrt(k) + 1))^m`` in m steps at condition number k
+        (Saad 2003, Eq. 6.128).
+        """
+        if self.cg_tolerance == 0:
+            return self.cg_iterations
+        root = math.sqrt(1 + gamma * norm**2)
+        if root == 1:
+            return 1
+        needed = math.log(2 / self.cg_tolerance) / math.log((root + 1) / (root - 1))
+        return max(1, min(self.cg_iterations, math.ceil(needed)))
+
     def sample(
         self,
         problem: Problem,
@@ -129,8 +158,8 @@ class DDS:
         Raises
         ------
         SolverError
-            If the operator's adjoint is not matched, a noise level is needed and not positive, or a value stops
-            being finite.
+            If the operator's adjoint is not matched, a noise level is needed and not positive, or a value
+            stops being finite.
         """
         operator = problem.operator
         if not operator.matched_adjoint:
@@ -140,15 +169,17 @@ class DDS:
                 f"DDS needs a positive noise level, got {problem.noise_std}; or set gamma or noise_free"
             )
         adjoint_y = operator.adjoint(problem.y)
+        norm = operator.norm(max_iterations=10)  # near enough for a bound
         sigmas = self.levels(prior, problem.noise_std)
         x = sigmas[0] * noise(0)
         if self.start == "warm":
-            x = x + cg(operator.normal, adjoint_y, max_iter=2 * self.cg_iterations, tol=self.cg_tolerance).x
+            x = x + cg(operator.normal, adjoint_y, max_iter=WARM_START_STEPS).x
         for index in range(self.nfe):
             sigma, lower = sigmas[index], sigmas[index + 1]
             denoised = prior.denoise(x, sigma)
             gamma = 0.0 if self.noise_free else self.weight(prior, sigma, problem.noise_std)
-            estimate = self._towards_data(denoised, adjoint_y, operator.normal, gamma)
+            steps = self.cg_iterations if self.noise_free else self.steps(gamma, norm)
+            estimate = self._towards_data(denoised, adjoint_y, operator.normal, gamma, steps)
             if lower == 0:
                 x = estimate
             else:
@@ -168,16 +199,18 @@ class DDS:
         return Solution(x, self.nfe)
 
     def _towards_data(
-        self, denoised: Tensor, adjoint_y: Tensor, normal: Callable[[Tensor], Tensor], gamma: float
+        self,
+        denoised: Tensor,
+        adjoint_y: Tensor,
+        normal: Callable[[Tensor], Tensor],
+        gamma: float,
+        steps: int,
     ) -> Tensor:
         """M conjugate-gradient steps from the denoised image (paper, Algorithm 1)."""
-        steps, tol = self.cg_iterations, self.cg_tolerance
         if self.noise_free:
-            return cg(normal, adjoint_y.expand_as(denoised), denoised, max_iter=steps, tol=tol).x
+            return cg(normal, adjoint_y.expand_as(denoised), denoised, max_iter=steps).x
         if gamma == 0:
             return denoised
-        # Solved for the correction to the denoised image: the same iterates, but the tolerance is then relative to
-        # what there is to correct and not to the image.
+        # Solved for the correction to the denoised image: the same iterates, from a start at zero.
         misfit = gamma * (adjoint_y - normal(denoised))
-        correction = cg(lambda v: torch.add(v, normal(v), alpha=gamma), misfit, max_iter=steps, tol=tol).x
-        return denoised + correction
+        return denoised + cg(lambda v: torch.add(v, normal(v), alpha=gamma), misfit, max_iter=steps).x

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from priors.level import image_level
 from priors import GaussianPrior, PriorError
+from priors.level import image_level
 
 
 def rng(seed=0):

@@ -22,8 +22,9 @@ def head(shape=(96, 80)):
 
 
 def test_a_gaussian_blob_in_closed_form():
-    # |x|^2 has the standard deviation a / sqrt(2), the blur b a quarter of that, so b^2 = a^2 / 32; the blurred blob
-    # has the peak a^2 / (a^2 + b^2) = 32/33, and the energy-weighted magnitude of a Gaussian is its peak / sqrt(2).
+    # |x|^2 has the standard deviation a / sqrt(2), the blur b a quarter of that, so b^2 = a^2 / 32; the
+    # blurred blob has the peak a^2 / (a^2 + b^2) = 32/33, and the energy-weighted magnitude of a Gaussian is
+    # its peak / sqrt(2).
     assert float(image_level(3 * blob())) == pytest.approx(3 * 32 / 33 / math.sqrt(2), rel=1e-5)
 
 

@@ -691,7 +691,7 @@ def test_progress_bar_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     with progress_bar("slices") as bar:
         task = bar.add_task("file[1].h5", total=4)
-        bar.update(task, completed=2.4)
+        bar.update(task, completed=2.7)
     printed = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
     assert "file[1].h5" in printed
     assert "2/4 slices" in printed

@@ -159,12 +159,14 @@ def test_fully_sampled_data_give_their_root_sum_of_squares(tmp_path, make):
 
 def test_kspace_times_c_gives_the_image_times_c(tmp_path):
     source = files.knee(tmp_path)
-    first, data = reconstruct(source, tmp_path / "first.h5")
+    # A fixed number of steps: whether a tolerance is met a step earlier may hang on the last bit.
+    solver = DDS(nfe=3, cg_iterations=4, cg_tolerance=0.0)
+    first, data = reconstruct(source, tmp_path / "first.h5", solver=solver)
     for factor in (1e-3, 7e5):
         scaled = changed(
             source, tmp_path / "scaled" / source.name, lambda k, c=factor: np.multiply(k, c, out=k)
         )
-        second, times = reconstruct(scaled, tmp_path / "second.h5")
+        second, times = reconstruct(scaled, tmp_path / "second.h5", solver=solver)
         for name, value in data.items():
             np.testing.assert_allclose(times[name], factor * value, atol=1e-3 * factor * value.max())
         assert second["slices"][0]["scale"] == pytest.approx(factor * first["slices"][0]["scale"], rel=1e-4)
@@ -235,6 +237,7 @@ def test_slices_for_figures(tmp_path):
         assert not result.mask[:, 43:].any()
         np.testing.assert_array_equal(result.mean, data["reconstruction"][index])
         np.testing.assert_array_equal(result.std, data["reconstruction_std"][index])
+        assert result.target is not None
         with h5py.File(source) as file:
             np.testing.assert_allclose(result.target, file["reconstruction_rss"][index])
             masked = file["kspace"][index] * result.mask.numpy()
@@ -298,7 +301,9 @@ class TestAcquiredUndersampled:
         with h5py.File(source, "r+") as file:
             del file["mask"]
         other, bits = reconstruct(source, tmp_path / "other.h5", MRISettings(num_samples=2))
-        assert other["mask"] == provenance["mask"]
+        assert other["mask"]["calibration"] == provenance["mask"]["calibration"]
+        # Columns that were left out at the edges cannot be told from padding.
+        assert 0.9 < other["mask"]["realised_acceleration"] / provenance["mask"]["realised_acceleration"] <= 1
         assert same_bits(data, bits)
 
     def test_samples_instead_of_columns(self, tmp_path):

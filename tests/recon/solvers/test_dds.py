@@ -9,8 +9,9 @@ import torch
 
 from operators import MulticoilMRI, SinglecoilMRI
 from priors import Contract, GaussianPrior, PriorError, ScorePrior
-from recon import DDS, ReconError
+from recon import DDS, ReconError, Scale, reconstruct
 from recon.solvers.base import KeyedNoise, Problem, SolverError
+from recon.solvers.dds import WARM_START_STEPS
 from tests.operators.helper import dense
 
 SHAPE, N = (6, 5), 30
@@ -59,13 +60,26 @@ def moments_of_the_code(dds, given, prior):
     return samples[0], gains @ gains.mH
 
 
+def krylov(matrix, right, steps):
+    """The best approximation in the Krylov space, which is what conjugate gradients compute."""
+    basis = [right / right.norm()]
+    for _ in range(steps - 1):
+        new = matrix @ basis[-1]
+        for _ in range(2):  # orthogonalised twice, for accuracy
+            for vector in basis:
+                new = new - torch.vdot(vector, new) * vector
+        basis.append(new / new.norm())
+    V = torch.stack(basis, dim=1)
+    return V @ torch.linalg.solve(V.mH @ matrix @ V, V.mH @ right)
+
+
 def moments_by_recursion(dds, given, prior):
     """The same by dense linear algebra, from the paper's equations."""
     A = dense(given.operator, SHAPE).to(C128)
     normal, right, identity = A.mH @ A, A.mH @ given.y.flatten(), torch.eye(N, dtype=C128)
     m, C = prior.mean.flatten(), (prior.basis * prior.values) @ prior.basis.mH
     sigmas = dds.levels(prior, given.noise_std)
-    mean = torch.linalg.pinv(normal, rtol=1e-10, hermitian=True) @ right if dds.start == "warm" else 0 * m
+    mean = krylov(normal, right, WARM_START_STEPS) if dds.start == "warm" else 0 * m
     covariance = sigmas[0] ** 2 * identity
     for sigma, lower in pairwise(sigmas):
         # Tweedie: D(x) = W x + (I - W) m.
@@ -269,6 +283,15 @@ def run(dds, given):
     return dds.sample(given, Counting(), KeyedNoise(0, "", (0,), SHAPE, C128, torch.device("cpu")))
 
 
+def test_conjugate_gradient_steps_follow_from_the_weight():
+    dds = DDS(cg_iterations=20, cg_tolerance=1e-3)
+    assert dds.steps(1e-9, 1.0) == 1
+    assert dds.steps(1e6, 1.0) == 20
+    # At condition number 4 the bound is 2 / 3^m: 2 / 3^6 is still above 1e-3, 2 / 3^7 is not.
+    assert dds.steps(3.0, 1.0) == dds.steps(0.75, 2.0) == 7
+    assert DDS(cg_iterations=13, cg_tolerance=0).steps(1e-9, 1.0) == 13
+
+
 def test_the_last_level_is_that_of_the_measurement():
     prior = Counting()
     assert DDS().levels(prior, 0.05)[-2:] == [pytest.approx(0.05), 0.0]
@@ -302,3 +325,17 @@ def test_a_prior_on_images_of_another_size():
     prior = GaussianPrior(torch.zeros(4, 4, dtype=C128), variance=1.0)
     with pytest.raises(PriorError, match=r"knows images \(4, 4\), got \(6, 5\)"):
         DDS(nfe=2).sample(problem(), prior, KeyedNoise(0, "", (0,), SHAPE, C128, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("c", [1e-3, 0.999, 7e5])
+def test_scaled_data_give_the_scaled_image_at_the_defaults(c):
+    # Few coils and a broad prior: badly conditioned, where a stopping rule that rounding tips would show.
+    A, prior = (
+        problem(0.3).operator.to(torch.complex64),
+        GaussianPrior(torch.zeros(SHAPE, dtype=torch.complex64), variance=1.0),
+    )
+    y = A(prior.sample(1, torch.Generator().manual_seed(3))[0])
+    one, other = (
+        reconstruct(a * y, A, prior, DDS(nfe=5), 2, noise_std=a * 0.01, scale=Scale(a)) for a in (1.0, c)
+    )
+    torch.testing.assert_close(other.mean / c, one.mean, rtol=0, atol=1e-4 * float(one.mean.abs().max()))
