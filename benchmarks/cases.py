@@ -216,10 +216,9 @@ def make_scenario(case: Case, kind: str, acceleration: float) -> Scenario:
             warnings.simplefilter("ignore", CalibrationWarning)  # the table shows the size of the region
             problem = slice_problem(case.kspace, mask)
             region = calibration_region(mask, shape)
-            support = espirit_maps(problem.y, region).abs().sum(0) > 0
+            full = espirit_maps(problem.y, region, noise_std=problem.noise_std, crop=0.0)
     except (OperatorError, ReconError) as error:
         raise ReconError(f"{case.name}, {kind} ×{acceleration:g}: {error}") from None
     assert isinstance(problem.operator, MulticoilMRI)
-    maps = problem.operator.maps
     calibration = (region[0].stop - region[0].start, region[1].stop - region[1].start)
-    return Scenario(case, mask, acceleration, problem, maps, maps * support, calibration)
+    return Scenario(case, mask, acceleration, problem, full, problem.operator.maps, calibration)

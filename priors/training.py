@@ -170,21 +170,41 @@ def denoising_loss(prior: NetworkPrior, clean: Tensor, sigma: Tensor, generator:
     return (weight * (denoised - channels).square().mean((1, 2, 3))).mean()
 
 
+FOREGROUND = 0.1
+"""Magnitude, in units of the level, from which a pixel counts as object and not as air."""
+
+
 @torch.no_grad()
 def denoising_errors(
-    prior: NetworkPrior, patches: Tensor, sigmas: Sequence[float], seed: int = 0
+    prior: NetworkPrior, patches: Tensor, sigmas: Sequence[float], seed: int = 0, foreground: bool = False
 ) -> list[float]:
-    """Denoiser's root-mean-square error per real component on clean patches ``(N, n, n)``, one a sigma."""
+    """Root-mean-square error per real component of the denoiser on clean patches, one a sigma.
+
+    Parameters
+    ----------
+    prior
+        The denoiser.
+    patches
+        Clean images ``(N, n, n)``, complex.
+    sigmas
+        Noise levels.
+    seed
+        Of the noise.
+    foreground
+        Over the pixels of objects alone, not those of air, which are easy and would dilute the error.
+    """
+    counted = patches.abs() > FOREGROUND * prior.contract.level if foreground else torch.ones(patches.shape)
     errors = []
     for index, sigma in enumerate(sigmas):
         generator = torch.Generator().manual_seed(seed + index)
         total = 0.0
-        for chunk in patches.split(8):
+        for chunk, weight in zip(patches.split(8), counted.split(8), strict=True):
             noise = torch.complex(
                 torch.randn(chunk.shape, generator=generator), torch.randn(chunk.shape, generator=generator)
             )
-            total += float((prior.denoise(chunk + sigma * noise, sigma) - chunk).abs().square().sum())
-        errors.append(math.sqrt(total / (2 * patches.numel())))
+            residual = (prior.denoise(chunk + sigma * noise, sigma) - chunk).abs().square()
+            total += float((residual * weight).sum())
+        errors.append(math.sqrt(total / (2 * float(counted.sum()))))
     return errors
 
 
@@ -281,7 +301,8 @@ def train(
             _store(folder / "state.pt", prior, average, optimiser, step, seconds, settings)
     average.eval().requires_grad_(False)
     average.precision = "fp32"
-    table = tuple(zip(VALIDATION_SIGMAS, denoising_errors(average, held_out, VALIDATION_SIGMAS), strict=True))
+    errors = denoising_errors(average, held_out, VALIDATION_SIGMAS, foreground=True)
+    table = tuple(zip(VALIDATION_SIGMAS, errors, strict=True))
     average.contract = Contract.from_dict({**contract.as_dict(), "error_table": table})
     return average
 
