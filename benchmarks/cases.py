@@ -72,9 +72,9 @@ class Scenario:
     problem : SliceProblem
         Undersampled data, and an operator whose maps come from the calibration region.
     maps : Tensor
-        Those maps, complex64 ``(C, H, W)``, nowhere zero.
+        The same maps before they are cropped, complex64 ``(C, H, W)``, nowhere zero.
     cropped_maps : Tensor
-        The same, zero where ESPIRiT's eigenvalue is low, as is usual for classical methods.
+        Those of the operator: zero where ESPIRiT's eigenvalue is low.
     calibration : tuple of int
         Rows and columns of the calibration region.
     """

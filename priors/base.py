@@ -33,8 +33,8 @@ class Contract:
     name
         Short name used in provenance.
     error_table
-        Pairs ``(sigma, rms error per real component)`` measured on the objects (not the air) of held-out images,
-        increasing in sigma.
+        Pairs ``(sigma, rms error per real component)`` measured on the objects (not the air) of held-out
+        images, increasing in sigma.
 
     Raises
     ------
