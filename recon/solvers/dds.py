@@ -37,8 +37,8 @@ class DDS:
         Weight of the data term. ``None``: the ratio of the prior's error variance at the current noise level
         (:meth:`ScorePrior.error_variance`) to the measurement's noise variance, which is the proximal weight
         under which both terms of ``|x - D|^2 / (2 v) + |y - A x|^2 / (2 s^2)`` are the variances they stand
-        for. Every step applies this weight anew, so more steps trust the data more: with 80 steps instead of 30
-        the noise of a measured slice begins to be fitted.
+        for. Every step applies this weight anew, so more steps trust the data more: with 80 steps instead of
+        30 the noise of a measured slice begins to be fitted.
     eta
         Share of fresh noise in a step: 0 is deterministic (DDIM), 1 ancestral (DDPM).
     sigma_max, sigma_min
