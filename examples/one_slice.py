@@ -33,11 +33,10 @@ def main() -> None:
     y = full * mask.mask
     # Only the fully sampled centre of the undersampled data may calibrate the coils.
     maps = espirit_maps(y, calibration_region(mask, size))
-    posterior = reconstruct(
-        y, MulticoilMRI(maps, mask.mask), load_prior("brain"), DDS(), num_samples=4, seed=1
-    )
+    operator = MulticoilMRI(maps, mask.mask)
+    posterior = reconstruct(y, operator, load_prior("brain"), DDS(), num_samples=4, seed=1)
 
-    zero_filled = MulticoilMRI(maps, mask.mask).adjoint(y).abs()
+    zero_filled = operator.adjoint(y).abs()
     reconstruction_figure(
         arguments.out,
         *(centre_crop(image, shape).numpy() for image in (posterior.mean.abs(), posterior.std)),
