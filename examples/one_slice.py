@@ -43,11 +43,10 @@ def main() -> None:
         zero_filled=centre_crop(zero_filled, shape).numpy(),
         mask=mask.mask.numpy(),
         truth=None if truth is None else truth.numpy(),
-        title=f"{arguments.file.stem}, slice {arguments.slice}, realised acceleration {mask.acceleration:.2f}",
+        title=f"{arguments.file.stem}, slice {arguments.slice}, ×{mask.acceleration:.2f}",
     )
-    print(
-        f"noise level {posterior.noise_std:.3g}, residual {posterior.residual:.3g}; picture in {arguments.out}"
-    )
+    print(f"noise level {posterior.noise_std:.3g}, residual {posterior.residual:.3g}")
+    print(f"picture in {arguments.out}")
     for warning in posterior.warnings:
         print(f"note: {warning}")
 
