@@ -13,7 +13,7 @@ def demo(
         "demo"
     ),
     acceleration: Annotated[float, typer.Option(help="Acceleration of the equispaced mask.")] = 4.0,
-    num_samples: Annotated[int, typer.Option(help="Posterior samples a slice.")] = 8,
+    num_samples: Annotated[int, typer.Option(help="Posterior samples a slice.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
 ) -> None:
     """Reconstruct the bundled example, and compare it with the truth.
