@@ -221,6 +221,7 @@ def train(
     settings: TrainingSettings,
     folder: Path,
     on_step: Callable[[int, float], None] | None = None,
+    initial: NetworkPrior | None = None,
 ) -> NetworkPrior:
     """Train a prior, or go on with the training that ``folder`` holds.
 
@@ -237,6 +238,9 @@ def train(
         Receives ``state.pt`` (weights, average, optimiser, step) and ``curve.jsonl`` (one line a validation).
     on_step
         Called with ``(step, loss)`` after every step.
+    initial
+        Prior whose weights the training starts from instead of random ones, to go on with it or to adapt it
+        to other images; its network's shape must be that of the settings. A stored state goes first.
 
     Returns
     -------
@@ -247,7 +251,7 @@ def train(
     ------
     PriorError
         If there are no images, the folder cannot be written or holds another network's training or a damaged
-        state, or the loss stops being finite.
+        state, `initial` is another network, or the loss stops being finite.
     """
     if not slices or not validation:
         raise PriorError("training needs images to train on and images to validate on")
@@ -264,6 +268,13 @@ def train(
     with torch.random.fork_rng(devices=[]):  # the caller's random state is none of ours
         torch.manual_seed(settings.seed)
         prior = NetworkPrior(DenoisingUNet(settings.network), contract, settings.precision)
+    if initial is not None:
+        if initial.network.settings != settings.network:
+            raise PriorError(
+                f"prior {initial.contract.name!r} is the network {initial.network.settings}, cannot start "
+                f"the training of {settings.network}"
+            )
+        prior.network.load_state_dict(initial.network.state_dict())
     average = copy.deepcopy(prior)
     optimiser = torch.optim.AdamW(
         prior.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4

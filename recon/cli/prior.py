@@ -34,6 +34,10 @@ def train(
     batch: Annotated[int, typer.Option(help="Patches a step.")] = 8,
     patch: Annotated[int, typer.Option(help="Side of a patch in pixels.")] = 128,
     learning_rate: Annotated[float, typer.Option(help="Learning rate of the plateau.")] = 1e-3,
+    initial: Annotated[
+        str | None,
+        typer.Option(help="Prior to start from, a file or a bundled name; gives the network's shape too."),
+    ] = None,
     widths: Annotated[
         str, typer.Option(help="Feature channels at each resolution, finest first.")
     ] = "64,128,256",
@@ -50,13 +54,17 @@ def train(
         recon prior evaluate runs/brain/prior.safetensors d/
         recon mri scan.h5 --prior runs/brain/prior.safetensors --out out/
 
+    [bold]Adapt the bundled prior to images of your own[/bold]
+
+        recon prior train mine/ --validation others/ --initial brain --out runs/mine
+
     Patches are rotated, flipped, zoomed and re-contrasted, and given a smooth
     random phase. A training that was stopped, by Ctrl-C or by force, goes on from
     its last stored step when the same command is given again.
     """
     from dataclasses import replace
 
-    from priors.files import save_prior
+    from priors.files import load_prior, save_prior
     from priors.network import NetworkSettings
     from priors.training import TrainingSettings, prepare_slices
     from priors.training import train as train_prior
@@ -69,7 +77,11 @@ def train(
         channels = tuple(int(width) for width in widths.split(","))
     except ValueError:
         raise ReconError(f"--widths takes integers with commas between them, got {widths!r}") from None
-    network = NetworkSettings(widths=channels, blocks=blocks, unshuffle=unshuffle)
+    start = None if initial is None else load_prior(initial)
+    if start is None:
+        network = NetworkSettings(widths=channels, blocks=blocks, unshuffle=unshuffle)
+    else:
+        network = start.network.settings
     settings = TrainingSettings(
         steps=steps,
         decay=steps // 4 if decay is None else decay,
@@ -93,7 +105,7 @@ def train(
             smooth = loss if smooth is None else smooth + 0.01 * (loss - smooth)
             bar.update(task, completed=step, description=f"training, loss {smooth:.3f}")
 
-        trained = train_prior(slices, held_out, settings, out, show)
+        trained = train_prior(slices, held_out, settings, out, show, start)
     trained.contract = replace(trained.contract, name=name, anatomy=tuple(anatomy or ()))
     facts = {
         "steps": steps,
@@ -102,6 +114,7 @@ def train(
         "seed": seed,
         "training_slices": len(slices),
         "validation_slices": len(held_out),
+        "initial": initial or "",
     }
     save_prior(out / "prior.safetensors", trained, facts)
     typer.echo(f"written to {out / 'prior.safetensors'}")

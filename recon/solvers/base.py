@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,10 @@ from torch import Tensor
 from operators.base import LinearOperator
 from priors.base import ScorePrior
 from recon.errors import ReconError
+from recon.solvers.cg import cg
+
+WARM_START_STEPS = 10
+"""Conjugate-gradient steps of a first image: enough to unfold it, too few to fit the noise."""
 
 
 class SolverError(ReconError):
@@ -36,6 +41,23 @@ class Problem:
     y: Tensor
     operator: LinearOperator
     noise_std: float
+
+    # What follows is the same for every sample, and computed when the first one asks for it.
+
+    @cached_property
+    def adjoint_y(self) -> Tensor:
+        """``A^H y``, of the operator's ``domain_shape``."""
+        return self.operator.adjoint(self.y)
+
+    @cached_property
+    def norm(self) -> float:
+        """Norm of the operator by ten power iterations, near enough for a bound."""
+        return self.operator.norm(max_iterations=10)
+
+    @cached_property
+    def unfolded(self) -> Tensor:
+        """Image after :data:`WARM_START_STEPS` conjugate-gradient steps on ``A^H A x = A^H y``."""
+        return cg(self.operator.normal, self.adjoint_y, max_iter=WARM_START_STEPS).x
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,6 @@ from recon.solvers.base import KeyedNoise, Problem, Solution, SolverError, check
 from recon.solvers.cg import cg
 from recon.solvers.schedule import karras_sigmas, vp_linear_sigmas
 
-WARM_START_STEPS = 10
-"""Conjugate-gradient steps of the first image: enough to unfold it, too few to fit the noise."""
-
 
 @dataclass(frozen=True)
 class DDS:
@@ -169,18 +166,16 @@ class DDS:
             raise SolverError(
                 f"DDS needs a positive noise level, got {problem.noise_std}; or set gamma or noise_free"
             )
-        adjoint_y = operator.adjoint(problem.y)
-        norm = operator.norm(max_iterations=10)  # near enough for a bound
         sigmas = self.levels(prior, problem.noise_std)
         x = sigmas[0] * noise(0)
         if self.start == "warm":
-            x = x + cg(operator.normal, adjoint_y, max_iter=WARM_START_STEPS).x
+            x = x + problem.unfolded
         for index in range(self.nfe):
             sigma, lower = sigmas[index], sigmas[index + 1]
             denoised = prior.denoise(x, sigma)
             gamma = 0.0 if self.noise_free else self.weight(prior, sigma, problem.noise_std)
-            steps = self.cg_iterations if self.noise_free else self.steps(gamma, norm)
-            estimate = self._towards_data(denoised, adjoint_y, operator.normal, gamma, steps)
+            steps = self.cg_iterations if self.noise_free else self.steps(gamma, problem.norm)
+            estimate = self._towards_data(denoised, problem.adjoint_y, operator.normal, gamma, steps)
             if lower == 0:
                 x = estimate
             else:

@@ -263,6 +263,27 @@ def test_another_network_in_the_folder(tmp_path):
         train(SLICES, SLICES, other, tmp_path)
 
 
+def test_a_training_starts_from_another_prior(tmp_path):
+    first = train(SLICES, SLICES, TINY, tmp_path / "first")
+    still = replace(TINY, learning_rate=1e-12)
+    second = train(SLICES, SLICES, still, tmp_path / "second", initial=first)
+    for name, weights in first.network.state_dict().items():
+        torch.testing.assert_close(second.network.state_dict()[name], weights, rtol=1e-6, atol=1e-9)
+    assert any(
+        not torch.equal(weights, first.network.state_dict()[name])
+        for name, weights in train(SLICES, SLICES, TINY, tmp_path / "third", initial=first)
+        .network.state_dict()
+        .items()
+    )
+
+
+def test_a_training_cannot_start_from_another_network(tmp_path):
+    other = replace(TINY, network=NetworkSettings(widths=(6, 8), embedding=4))
+    first = train(SLICES, SLICES, other, tmp_path / "first")
+    with pytest.raises(PriorError, match="cannot start the training"):
+        train(SLICES, SLICES, TINY, tmp_path / "second", initial=first)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "text", "another content"])
 def test_damaged_state(tmp_path, damage):
     train(SLICES, SLICES, replace(TINY, steps=2), tmp_path)

@@ -10,8 +10,7 @@ import torch
 from operators import MulticoilMRI, SinglecoilMRI
 from priors import Contract, GaussianPrior, PriorError, ScorePrior
 from recon import DDS, ReconError, Scale, reconstruct
-from recon.solvers.base import KeyedNoise, Problem, SolverError
-from recon.solvers.dds import WARM_START_STEPS
+from recon.solvers.base import WARM_START_STEPS, KeyedNoise, Problem, SolverError
 from tests.operators.helper import dense
 
 SHAPE, N = (6, 5), 30
