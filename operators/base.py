@@ -132,6 +132,11 @@ class LinearOperator(nn.Module):
         self._check(x, self.domain_shape, "the domain")
         return self._normal(x)
 
+    def to_image(self, x: Tensor) -> Tensor:
+        """Make of an ``x`` ``(..., *domain_shape)`` what a person looks at: by default ``x`` itself."""
+        self._check(x, self.domain_shape, "the domain")
+        return x
+
     @property
     def H(self) -> LinearOperator:  # noqa: N802 (the field's name for it)
         """The adjoint as an operator: ``A.H(y)`` is ``A.adjoint(y)``."""

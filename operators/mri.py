@@ -170,6 +170,11 @@ class SinglecoilMRI(_MaskedFourier):
         shape = _image_shape(mask, shape, type(self).__name__)
         super().__init__(mask, shape, shape, (), torch.complex64, mask.device)
 
+    def to_image(self, x: Tensor) -> Tensor:
+        """Root sum of squares of coil images ``(..., C, H, W)``: ``(..., H, W)``, real."""
+        self._check(x, self.domain_shape, "the domain")
+        return torch.linalg.vector_norm(x, dim=-3)
+
 
 class CoilwiseMRI(_MaskedFourier):
     """Cartesian MRI of coil images, ``y_c = M F x_c``: every coil on its own, without maps.
@@ -254,6 +259,15 @@ class MulticoilMRI(_CartesianMRI):
     def support(self) -> Tensor:
         """Where any coil is sensitive, bool ``(..., H, W)``: nothing else of an image is measured."""
         return (self.maps != 0).any(dim=-3)
+
+    def to_image(self, x: Tensor) -> Tensor:
+        """Image ``(..., H, W)`` within the `support`.
+
+        Cropped maps say that there is no object where they are zero; what a prior fills in there without any
+        data is not a reconstruction.
+        """
+        self._check(x, self.domain_shape, "the domain")
+        return x * self.support
 
     def _forward(self, x: Tensor) -> Tensor:
         return linear_function(x, self._encode, self._combine)

@@ -95,6 +95,9 @@ class ScorePrior(nn.Module):
     network's own real channels; everything else follows from it.
     """
 
+    differentiable: bool = True
+    """Whether gradients flow through the denoiser; a subclass around a function that stops them says no."""
+
     def __init__(self, contract: Contract) -> None:
         super().__init__()
         self.contract = contract

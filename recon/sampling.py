@@ -25,7 +25,7 @@ there even in data that were simulated without noise."""
 def reconstruct(
     y: Tensor,
     operator: LinearOperator,
-    prior: ScorePrior,
+    prior: ScorePrior | None,
     solver: Solver | None = None,
     num_samples: int = 1,
     seed: int = 0,
@@ -48,11 +48,11 @@ def reconstruct(
     operator
         Forward operator without batch dimensions.
     prior
-        Score prior.
+        Score prior; ``None`` for a solver that needs none.
     solver
         :class:`DDS` with its defaults if not given.
     num_samples
-        Samples to draw; with one, ``std`` is zero.
+        Samples to draw; with one, ``std`` is zero. A solver without a prior gives one image in any case.
     seed, key
         The noise of (key, sample, step) depends on these and nothing else.
     noise_std
@@ -72,14 +72,15 @@ def reconstruct(
     Returns
     -------
     Posterior
-        In the units of ``y``.
+        In the units of ``y``; images as the operator's ``to_image`` makes them of samples.
 
     Raises
     ------
     ReconError
-        If the shapes do not fit, the data are not finite or all zero, or an argument is out of its range.
+        If the solver cannot work with this operator or prior, the shapes do not fit, the data are not
+        finite or all zero, or an argument is out of its range.
     """
-    solver = DDS() if solver is None else solver
+    chosen: Solver = DDS() if solver is None else solver
     if num_samples < 1:
         raise ReconError(f"num_samples must be at least 1, got {num_samples}")
     if any(not 0 <= q <= 1 for q in quantiles):
@@ -102,27 +103,30 @@ def reconstruct(
     acquired = y.numel() if mask is None else y.numel() // mask.numel() * int(mask.sum())
     if mask is not None:
         y = y * mask
+    level = 1.0 if prior is None else prior.contract.level
     if scale is None:
-        scale = Scale.estimate(y, operator, prior.contract.level)
+        scale = Scale.estimate(y, operator, level)
     if noise_std is None:
         noise_std = estimate_noise(y, operator)
-    floor = NOISE_FLOOR * prior.contract.level * scale.factor
+    floor = NOISE_FLOOR * level * scale.factor
     warnings: list[str] = []
     if noise_std < floor:
         warnings.append(
             f"noise level {noise_std:.3g} raised to {floor:.3g}, {NOISE_FLOOR:.1%} of the image's level"
         )
         noise_std = floor
-    if num_samples == 1:
+    if not chosen.needs.prior:
+        num_samples = 1  # nothing in it is random
+        warnings.append(f"{type(chosen).__name__} gives one image without a spread")
+    elif num_samples == 1:
         warnings.append("one sample has no spread: the standard deviation is zero, not known to be small")
     warnings.append("the spread has not been calibrated against fully sampled cases")
 
+    wide = torch.complex128 if y.is_complex() else torch.float64
     problem = Problem(scale.apply(y), operator, noise_std / scale.factor)
     batches = -(-num_samples // micro_batch)
-    # Cropped coil maps say that there is no object where they are zero; what a prior would fill in there
-    # without any data is not a reconstruction.
-    support = getattr(operator, "support", None)
     moments = Moments()
+    total = torch.zeros(operator.domain_shape, dtype=wide, device=y.device)
     kept: list[Tensor] = []
     magnitudes: list[Tensor] = []
     nfe = 0
@@ -131,23 +135,23 @@ def reconstruct(
             items = range(first, first + micro_batch)
             noise = KeyedNoise(seed, key, items, operator.domain_shape, y.dtype, y.device)
 
-            def report(done: int, total: int, batch: int = first // micro_batch) -> None:
+            def report(done: int, steps: int, batch: int = first // micro_batch) -> None:
                 if on_progress is not None:
-                    on_progress(batch * total + done, batches * total)
+                    on_progress(batch * steps + done, batches * steps)
 
-            solution = solver.sample(problem, prior, noise, report)
+            solution = chosen.sample(problem, prior, noise, report)
             nfe = solution.nfe
             samples = scale.undo(solution.samples[: num_samples - first])
-            if support is not None:
-                samples = samples * support
+            total += samples.sum(0, dtype=wide)
+            samples = operator.to_image(samples)
             for sample in samples:
                 moments.add(sample)
                 if keep_samples:
                     kept.append(sample)
                 if quantiles:
                     magnitudes.append(sample.abs() if sample.is_complex() else sample)
-        mean = moments.mean.to(y.dtype)
-        difference = y - operator(mean)
+        mean = moments.mean.to(y.dtype if moments.mean.is_complex() else y.real.dtype)
+        difference = y - operator((total / num_samples).to(y.dtype))
     components = max(acquired, 1) * (2 if y.is_complex() else 1)
     residual = float((difference.abs().double() ** 2).sum() / components) ** 0.5
     return Posterior(
@@ -162,7 +166,7 @@ def reconstruct(
         key=key,
         micro_batch=micro_batch,
         threads=torch.get_num_threads(),
-        settings=settings_of(solver),
+        settings=settings_of(chosen),
         samples=torch.stack(kept) if keep_samples else None,
         quantiles=_quantiles(magnitudes, quantiles),
         warnings=tuple(warnings),

@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from operators.base import LinearOperator
+from operators.base import LinearOperator, seeded_noise
 from priors.base import ScorePrior
 from recon.errors import ReconError
 from recon.solvers.cg import cg
@@ -68,17 +68,96 @@ class Solution:
     nfe: int
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a solver cannot do without; :func:`check_needs` refuses the rest.
+
+    Parameters
+    ----------
+    prior
+        A score prior; classical methods need none.
+    gradient
+        A prior that can be differentiated (its vector-Jacobian product).
+    matched_adjoint
+        An operator whose adjoint is the exact one.
+    noise
+        A positive noise level of the measurement.
+    max_norm
+        Largest operator norm at which it is stable.
+    projection
+        An operator with ``A A^H`` a projection, so that what was measured can be replaced: Fourier
+        coefficients or pixels of one coil, or of each coil on its own.
+    images
+        Kinds of images, ``"complex"`` and ``"real"``.
+    """
+
+    prior: bool = True
+    gradient: bool = False
+    matched_adjoint: bool = True
+    noise: bool = False
+    max_norm: float | None = None
+    projection: bool = False
+    images: tuple[str, ...] = ("complex", "real")
+
+
 class Solver(Protocol):
-    """Draws posterior samples; a frozen dataclass whose fields are its settings."""
+    """Draws posterior samples; a frozen dataclass whose fields are its settings.
+
+    ``sample`` begins with :func:`check_needs`. Noise comes from ``noise(step)`` alone, each step number used
+    once, so that samples are reproducible one by one.
+    """
+
+    needs: ClassVar[Needs]
 
     def sample(
         self,
         problem: Problem,
-        prior: ScorePrior,
+        prior: Any,
         noise: KeyedNoise,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Solution:
         """Draw one sample for every item of ``noise``; call ``on_step(done, total)`` after every step."""
+
+
+def check_needs(solver: Solver, problem: Problem, prior: ScorePrior | None) -> None:
+    """Refuse a problem or a prior that a solver cannot work with.
+
+    Raises
+    ------
+    SolverError
+        Naming the solver, what it needs, and what it got.
+    """
+    name, needs, operator = type(solver).__name__, solver.needs, problem.operator
+    if needs.prior and prior is None:
+        raise SolverError(f"{name} needs a prior")
+    if needs.gradient and prior is not None and not prior.differentiable:
+        raise SolverError(f"{name} needs a prior that can be differentiated; {prior.contract.name!r} cannot")
+    if needs.matched_adjoint and not operator.matched_adjoint:
+        raise SolverError(f"{name} needs an operator with a matched adjoint")
+    if needs.noise and not problem.noise_std > 0:
+        raise SolverError(f"{name} needs a positive noise level, got {problem.noise_std}")
+    kind = "complex" if problem.y.is_complex() else "real"
+    if kind not in needs.images:
+        raise SolverError(f"{name} works on {needs.images[0]} images only, and these are {kind}")
+    if needs.projection and not _is_projection(problem):
+        raise SolverError(
+            f"{name} replaces what was measured, which needs an operator whose A A^H is a projection "
+            f"(a masked Fourier transform of single coils), not {type(operator).__name__}"
+        )
+    # Power iteration approaches the norm from below, so the bound has a margin for rounding only.
+    if needs.max_norm is not None and problem.norm > needs.max_norm * (1 + 1e-4):
+        raise SolverError(
+            f"{name} is stable up to an operator norm of {needs.max_norm:.4g}, and this one's is "
+            f"{problem.norm:.4g}: divide operator and measurement by it"
+        )
+
+
+def _is_projection(problem: Problem) -> bool:
+    """Whether ``A A^H A x = A x``, tried on a random image."""
+    operator = problem.operator
+    y = operator(seeded_noise(operator.domain_shape, operator.dtype, seed=0).to(problem.y.device))
+    again = operator(operator.adjoint(y))
+    return bool(torch.linalg.vector_norm(again - y) <= 1e-4 * torch.linalg.vector_norm(y))
 
 
 def settings_of(solver: Any) -> dict[str, Any]:
@@ -131,6 +210,6 @@ def check_finite(x: Tensor, step: int, what: str) -> None:
     # One reduction: a sum is finite only if every term is (overflow counts as divergence too).
     if not bool(torch.isfinite(x.abs().sum())):
         raise SolverError(
-            f"{what} produced values that are not finite at step {step}; the operator's norm or the "
-            "data's scale is likely wrong"
+            f"{what} produced values that are not finite at step {step}: a step size too large for the "
+            "operator's norm or the data's scale, or a prior beyond its range"
         )

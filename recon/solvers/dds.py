@@ -5,12 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from priors.base import ScorePrior
-from recon.solvers.base import KeyedNoise, Problem, Solution, SolverError, check_finite
+from recon.solvers.base import (
+    KeyedNoise,
+    Needs,
+    Problem,
+    Solution,
+    SolverError,
+    check_finite,
+    check_needs,
+)
 from recon.solvers.cg import cg
 from recon.solvers.schedule import karras_sigmas, vp_linear_sigmas
 
@@ -57,6 +66,8 @@ class DDS:
     SolverError
         If a setting is out of its range.
     """
+
+    needs: ClassVar[Needs] = Needs()
 
     nfe: int = 30
     cg_iterations: int = 20
@@ -159,9 +170,8 @@ class DDS:
             If the operator's adjoint is not matched, a noise level is needed and not positive, or a value
             stops being finite.
         """
+        check_needs(self, problem, prior)
         operator = problem.operator
-        if not operator.matched_adjoint:
-            raise SolverError("DDS needs an operator with a matched adjoint")
         if self.gamma is None and not self.noise_free and not problem.noise_std > 0:
             raise SolverError(
                 f"DDS needs a positive noise level, got {problem.noise_std}; or set gamma or noise_free"
