@@ -170,11 +170,6 @@ class SinglecoilMRI(_MaskedFourier):
         shape = _image_shape(mask, shape, type(self).__name__)
         super().__init__(mask, shape, shape, (), torch.complex64, mask.device)
 
-    def to_image(self, x: Tensor) -> Tensor:
-        """Root sum of squares of coil images ``(..., C, H, W)``: ``(..., H, W)``, real."""
-        self._check(x, self.domain_shape, "the domain")
-        return torch.linalg.vector_norm(x, dim=-3)
-
 
 class CoilwiseMRI(_MaskedFourier):
     """Cartesian MRI of coil images, ``y_c = M F x_c``: every coil on its own, without maps.
@@ -204,6 +199,11 @@ class CoilwiseMRI(_MaskedFourier):
             raise OperatorError(f"CoilwiseMRI needs at least one coil, got {num_coils}.")
         shape = (num_coils, *_image_shape(mask, shape, type(self).__name__))
         super().__init__(mask, shape, shape, (), torch.complex64, mask.device)
+
+    def to_image(self, x: Tensor) -> Tensor:
+        """Root sum of squares of coil images ``(..., C, H, W)``: ``(..., H, W)``, real."""
+        self._check(x, self.domain_shape, "the domain")
+        return torch.linalg.vector_norm(x, dim=-3)
 
 
 class MulticoilMRI(_CartesianMRI):

@@ -19,7 +19,7 @@ from operators.errors import OperatorError
 from operators.espirit import espirit_maps
 from operators.fft import ifftc
 from operators.masks import Mask, make_mask, mask_from_array, mask_from_kspace
-from operators.mri import MulticoilMRI, SinglecoilMRI
+from operators.mri import CoilwiseMRI, MulticoilMRI, SinglecoilMRI
 from priors.base import ScorePrior
 from priors.errors import PriorError
 from recon import __version__
@@ -57,6 +57,8 @@ class MRISettings:
         Write the samples too.
     anatomy
         What the images show; read off the file's ``acquisition`` if not given.
+    coil_by_coil
+        Reconstruct every coil on its own, without maps; images are then the root sum of squares.
 
     Raises
     ------
@@ -73,6 +75,7 @@ class MRISettings:
     num_coils: int | None = None
     keep_samples: bool = False
     anatomy: str | None = None
+    coil_by_coil: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "num_coils"):
@@ -232,6 +235,7 @@ def slice_problem(
     multicoil: bool = True,
     noise_std: float | None = None,
     num_coils: int | None = None,
+    coil_by_coil: bool = False,
 ) -> SliceProblem:
     """Make the inverse problem of one slice from its k-space; nothing outside the mask is looked at.
 
@@ -247,6 +251,8 @@ def slice_problem(
         Per real component; estimated if not given.
     num_coils
         Compress to this many virtual coils.
+    coil_by_coil
+        No maps: the operator's images are those of the coils.
 
     Raises
     ------
@@ -259,11 +265,14 @@ def slice_problem(
     zero_filled = ifftc(y).abs().square().sum(0).sqrt()
     if not multicoil:
         return SliceProblem(y[0], SinglecoilMRI(mask.mask.to(y.device), y.shape[-2:]), noise_std, zero_filled)
-    region = calibration_region(mask, (y.shape[-2], y.shape[-1]))
+    shape = (y.shape[-2], y.shape[-1])
     try:
-        if num_coils is not None and num_coils < y.shape[0]:
-            y = compress_coils(y, num_coils, region)[0]
-        maps = espirit_maps(y, region, noise_std=noise_std)
+        if num_coils is not None and num_coils < len(y):
+            y = compress_coils(y, num_coils, calibration_region(mask, shape))[0]
+        if coil_by_coil:
+            coilwise = CoilwiseMRI(len(y), mask.mask.to(y.device), shape)
+            return SliceProblem(y, coilwise, noise_std, zero_filled)
+        maps = espirit_maps(y, calibration_region(mask, shape), noise_std=noise_std)
     except OperatorError as error:
         raise ReconError(str(error)) from None
     return SliceProblem(y, MulticoilMRI(maps, mask.mask.to(y.device)), noise_std, zero_filled)
@@ -281,7 +290,7 @@ def anatomy_of(acquisition: str | None) -> str | None:
 def reconstruct_file(
     source: Path,
     out: Path,
-    prior: ScorePrior,
+    prior: ScorePrior | None,
     solver: Solver,
     settings: MRISettings,
     *,
@@ -320,7 +329,7 @@ def reconstruct_file(
     with FastMRIFile(source) as file:
         sampling = find_sampling(file, settings)
         mask = sampling.mask
-        if file.multicoil:
+        if file.multicoil and not (settings.coil_by_coil and settings.num_coils is None):
             try:
                 calibration_region(mask, (sampling.height, file.shape[1]))
             except ReconError as error:
@@ -360,6 +369,7 @@ def reconstruct_file(
                             multicoil=file.multicoil,
                             noise_std=settings.noise_std,
                             num_coils=settings.num_coils,
+                            coil_by_coil=settings.coil_by_coil,
                         )
                         posterior = reconstruct(
                             problem.y,
@@ -401,7 +411,9 @@ def _mask_of_slice(mask: Mask, columns: Tensor) -> Mask:
     return mask_from_array(mask.mask & columns, name=mask.name)
 
 
-def _anatomy_notes(file: FastMRIFile, prior: ScorePrior, settings: MRISettings) -> list[str]:
+def _anatomy_notes(file: FastMRIFile, prior: ScorePrior | None, settings: MRISettings) -> list[str]:
+    if prior is None:
+        return []
     known = prior.contract.anatomy
     anatomy = settings.anatomy or anatomy_of(file.acquisition)
     if not known or anatomy in known:
@@ -413,7 +425,7 @@ def _anatomy_notes(file: FastMRIFile, prior: ScorePrior, settings: MRISettings) 
 
 def _provenance(
     file: FastMRIFile,
-    prior: ScorePrior,
+    prior: ScorePrior | None,
     solver: Solver,
     settings: MRISettings,
     mask: Mask,
@@ -425,7 +437,7 @@ def _provenance(
         "notice": NOT_FOR_DIAGNOSIS,
         "units": "root sum of squares of the coil images of the input",
         "solver": settings_of(solver),
-        "prior": {"name": prior.contract.name, **(prior_facts or {})},
+        "prior": None if prior is None else {"name": prior.contract.name, **(prior_facts or {})},
         "seed": settings.seed,
         "num_samples": settings.num_samples,
         "mask": {
@@ -435,7 +447,7 @@ def _provenance(
             "realised_acceleration": mask.acceleration,
             "calibration": [None if s is None else [s.start, s.stop] for s in acs],
         },
-        "coil_maps": "ESPIRiT from the calibration region" if file.multicoil else None,
+        "coil_maps": _coil_maps(file, settings),
         "num_coils": min(settings.num_coils or file.num_coils, file.num_coils),
         "noise_std": "estimated" if settings.noise_std is None else "given",
         "calibrated_uncertainty": False,
@@ -445,6 +457,14 @@ def _provenance(
             **{name: version(name) for name in ("torch", "numpy", "h5py")},
         },
     }
+
+
+def _coil_maps(file: FastMRIFile, settings: MRISettings) -> str | None:
+    if not file.multicoil:
+        return None
+    if settings.coil_by_coil:
+        return "none: coil by coil, root sum of squares"
+    return "ESPIRiT from the calibration region"
 
 
 def _slice_facts(index: int, posterior: Posterior) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from recon.cli.demo import demo
 from recon.cli.evaluate import evaluate
 from recon.cli.mri import mri
 from recon.cli.prior import prior_app
+from recon.cli.solvers import solvers
 
 INTERRUPTED = 130  # the shells' exit status of a program that Ctrl-C ended
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command()(mri)
 app.command()(evaluate)
 app.command()(demo)
+app.command()(solvers)
 app.add_typer(prior_app, name="prior")
 
 
@@ -54,6 +56,7 @@ def recon(
         recon demo                      the bundled example, into demo/
         recon mri scan.h5 --out out/    your own data, in the layout of fastMRI
         recon mri --help                masks, samples, priors
+        recon solvers                   the methods and their settings
     """
 
 

@@ -100,20 +100,32 @@ def mri(
             rich_help_panel=_SAMPLING,
         ),
     ] = None,
-    gamma: Annotated[
-        float | None,
+    solver: Annotated[
+        str,
         typer.Option(
-            help="Constant weight of the data against the prior. Left out, it follows from the noise level.",
+            help="Method; recon solvers lists them with their settings. NAME:PRESET takes a published "
+            "setting, such as dds:paper.",
             rich_help_panel=_SAMPLING,
+            metavar="NAME",
+        ),
+    ] = "dds",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A setting of the solver, such as eta=0.5; repeatable. Left out, its own defaults.",
+            rich_help_panel=_SAMPLING,
+            metavar="NAME=VALUE",
         ),
     ] = None,
-    eta: Annotated[
-        float | None,
+    coil_by_coil: Annotated[
+        bool,
         typer.Option(
-            help="Share of fresh noise in a step, 0 (none) to 1. Left out, the solver's own.",
+            "--coil-by-coil",
+            help="Reconstruct every coil on its own, without coil maps, and combine by root sum of squares.",
             rich_help_panel=_SAMPLING,
         ),
-    ] = None,
+    ] = False,
     noise_std: Annotated[
         float | None,
         typer.Option(
@@ -168,7 +180,6 @@ def mri(
     status is then 1.
     """
     import time
-    from dataclasses import replace
 
     import torch
 
@@ -181,10 +192,10 @@ def mri(
         describe_failure,
         make_folder,
         slice_figure,
+        solver_of,
     )
     from recon.errors import ReconError
     from recon.mri import MRISettings, reconstruct_file
-    from recon.solvers.dds import DDS
 
     if mask is None and (acceleration is not None or center_fraction is not None):
         raise ReconError(
@@ -192,7 +203,7 @@ def mri(
         )
     if mask is not None and mask not in MASK_KINDS:
         raise ReconError(f"unknown mask kind {mask!r}: the kinds are {', '.join(MASK_KINDS)}")
-    settings = MRISettings(
+    asked = MRISettings(
         mask=mask,
         acceleration=4.0 if acceleration is None else acceleration,
         center_fraction=center_fraction,
@@ -202,16 +213,19 @@ def mri(
         num_coils=num_coils,
         keep_samples=keep_samples,
         anatomy=anatomy,
+        coil_by_coil=coil_by_coil,
     )
-    chosen = {"nfe": nfe, "gamma": gamma, "eta": eta}
-    solver = replace(DDS(), **{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]
+    chosen = solver_of(solver, settings or [], nfe)
     if threads is not None:
         if threads < 1:
             raise ReconError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     place = choose_device(device)
-    loaded = load_prior(prior, precision=precision, device=place)
-    facts = {"file": prior_path(prior).name, "sha256": prior_hash(prior_path(prior)), "precision": precision}
+    loaded, facts = None, None
+    if chosen.needs.prior:
+        loaded = load_prior(prior, precision=precision, device=place)
+        path = prior_path(prior)
+        facts = {"file": path.name, "sha256": prior_hash(path), "precision": precision}
     sources = collect_files(files)
     make_folder(out)
 
@@ -227,8 +241,8 @@ def mri(
                     source,
                     out / f"{source.stem}.h5",
                     loaded,
-                    solver,
-                    settings,
+                    chosen,
+                    asked,
                     prior_facts=facts,
                     device=place,
                     on_progress=lambda done, total, task=task: bar.update(task, completed=done, total=total),  # type: ignore[misc]

@@ -11,9 +11,11 @@ import torch
 from operators.errors import OperatorError
 from priors.errors import PriorError
 from recon.errors import ReconError
+from recon.solvers import make_solver
 
 if TYPE_CHECKING:
     from recon.mri import SliceResult
+    from recon.solvers.base import Solver
 
 FILE_ERRORS = (ReconError, PriorError, OperatorError, OSError, MemoryError, RuntimeError)
 """What may go wrong with one file of many without stopping the others; torch says that memory is short by a
@@ -65,6 +67,26 @@ def make_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ReconError(f"the folder {folder} cannot be written: {error.strerror or error}") from None
+
+
+def solver_of(name: str, settings: Iterable[str], nfe: int | None = None) -> Solver:
+    """Make the solver that ``--solver NAME[:PRESET]``, ``--set NAME=VALUE`` and ``--nfe`` ask for.
+
+    Raises
+    ------
+    ReconError
+        If there is none such, or a setting does not fit it.
+    """
+    values = {} if nfe is None else {"nfe": str(nfe)}
+    for item in settings:
+        key, sign, text = item.partition("=")
+        if not (key and sign and text):
+            raise ReconError(f"--set takes NAME=VALUE, such as eta=0.5, not {item!r}")
+        if key in values:
+            raise ReconError(f"setting {key} is given twice")
+        values[key] = text
+    kind, _, preset = name.partition(":")
+    return make_solver(kind, preset or None, values)
 
 
 def choose_device(name: str) -> torch.device:

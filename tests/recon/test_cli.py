@@ -135,7 +135,7 @@ def test_neither_company_nor_order_changes_a_bit(recon, prior, tmp_path):
 
 def test_options_reach_the_computation(recon, prior, tmp_path):
     source, out = files.knee(tmp_path), tmp_path / "out"
-    options = ("--gamma", 3, "--eta", 0.5, "--noise-std", 2e-6, "--num-coils", 2, "--threads", 1)
+    options = ("--set", "gamma=3", "--set", "eta=0.5", "--noise-std", 2e-6, "--num-coils", 2, "--threads", 1)
     more = ("--anatomy", "brain", "--precision", "bf16", "--device", "cpu:0", "--num-samples", 1, "--nfe", 3)
     status, _, stderr = recon("mri", source, "--prior", prior, "--out", out, *options, *more)
     assert status == 0
@@ -430,9 +430,15 @@ def test_a_prior_that_is_none(recon, tmp_path):
         (("--num-samples", 0), 1, "num_samples must be at least 1, got 0"),
         (("--num-samples", 2.5), 2, "Invalid value for '--num-samples'"),
         (("--nfe", 0), 1, "nfe must be at least 1, got 0"),
-        (("--eta", 1.5), 1, r"eta must lie in \[0, 1\], got 1.5"),
-        (("--eta", "nan"), 1, r"eta must lie in \[0, 1\], got nan"),
-        (("--gamma", -1), 1, "gamma must not be negative, got -1"),
+        (("--set", "eta=1.5"), 1, r"eta must lie in \[0, 1\], got 1.5"),
+        (("--set", "eta=nan"), 1, r"eta must lie in \[0, 1\], got nan"),
+        (("--set", "gamma=-1"), 1, "gamma must not be negative, got -1"),
+        (("--set", "gamma=much"), 1, "setting gamma of solver dds is float or none, not 'much'"),
+        (("--set", "gama=1"), 1, "solver dds has no setting 'gama': its settings are nfe,"),
+        (("--set", "gamma"), 1, "--set takes NAME=VALUE, such as eta=0.5, not 'gamma'"),
+        (("--set", "eta=0", "--set", "eta=1"), 1, "setting eta is given twice"),
+        (("--solver", "magic"), 1, "there is no solver 'magic': the solvers are dds,"),
+        (("--solver", "dds:best"), 1, "solver dds has no preset 'best'; its presets: paper, released"),
         (("--noise-std", 0), 1, "noise_std must be positive and finite, got 0"),
         (("--num-coils", 0), 1, "num_coils must be at least 1, got 0"),
         (("--device", "abacus"), 1, "unknown device 'abacus'"),
