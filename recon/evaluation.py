@@ -161,7 +161,8 @@ class EvaluationResult:
                 f"No prediction for {len(self.missing)}: {', '.join(self.missing)}.", soft_wrap=True
             )
         for name, reason in self.failed.items():
-            console.print(f"Not scored: {name}: {reason}.", soft_wrap=True)
+            where = "" if name in reason else f"{name}: "
+            console.print(f"Not scored: {where}{reason}.", soft_wrap=True)
         return text.getvalue()
 
 

@@ -114,7 +114,7 @@ def test_a_bad_volume_does_not_stop_the_others(folders):
     for name, message in messages.items():
         with pytest.raises(ReconError, match=message):
             raise ReconError(result.failed[name])
-        assert f"Not scored: {name}: {result.failed[name]}." in text.splitlines()
+        assert f"Not scored: {result.failed[name]}." in text.splitlines()  # which names the file itself
     assert "No prediction for 1: g.h5." in text.splitlines()
 
 
