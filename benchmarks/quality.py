@@ -261,6 +261,7 @@ def report(rows: Sequence[Row], *, command: str, prior: str | None, mean_name: s
         "versions": ", ".join(f"{name} {version(name)}" for name in packages),
         "prior": prior or "none: the rows of DDS were left out",
         "coil maps": "ESPIRiT from the calibration region of the undersampled data, the same for all methods",
+        "DDS": "its defaults; `docs/what-matters.md` says on which of these slices they were chosen",
         "classical methods": "; ".join(f"{m.name}: {m.settings}" for m in METHODS)
         + ". λ from the powers of two, and maps cropped or not, chosen for each row and target by PSNR "
         "against the target itself: an oracle, which flatters these methods",
