@@ -22,8 +22,15 @@ from operators.coil_compression import compress_coils, compression_matrix
 from operators.errors import OperatorError
 from operators.espirit import CalibrationResidual, CalibrationWarning, calibration_residual, espirit_maps
 from operators.fft import FourierTransform, fftc, ifftc
+from operators.gfactor import NoiseAmplification, noise_amplification
 from operators.masks import Mask, make_mask, mask_from_array, mask_from_kspace
 from operators.mri import CoilwiseMRI, MulticoilMRI, SinglecoilMRI
+from operators.noncartesian import (
+    NonCartesianMRI,
+    density_compensation,
+    noncartesian_maps,
+    noncartesian_noise_std,
+)
 from operators.prewhitening import (
     noise_covariance,
     noise_from_image_corners,
@@ -31,6 +38,7 @@ from operators.prewhitening import (
     prewhiten,
 )
 from operators.simulation import add_noise, birdcage_maps, random_smooth_maps, simulate_kspace, smooth_phase
+from operators.trajectories import radial, spiral
 
 __all__ = [
     "CalibrationResidual",
@@ -40,6 +48,8 @@ __all__ = [
     "LinearOperator",
     "Mask",
     "MulticoilMRI",
+    "NoiseAmplification",
+    "NonCartesianMRI",
     "OperatorError",
     "SinglecoilMRI",
     "add_noise",
@@ -48,6 +58,7 @@ __all__ = [
     "check_adjoint",
     "compress_coils",
     "compression_matrix",
+    "density_compensation",
     "espirit_maps",
     "fftc",
     "ifftc",
@@ -55,12 +66,17 @@ __all__ = [
     "make_mask",
     "mask_from_array",
     "mask_from_kspace",
+    "noise_amplification",
     "noise_covariance",
     "noise_from_image_corners",
     "noise_from_kspace_edge",
+    "noncartesian_maps",
+    "noncartesian_noise_std",
     "prewhiten",
+    "radial",
     "random_smooth_maps",
     "simulate_kspace",
     "smooth_phase",
+    "spiral",
     "stack",
 ]

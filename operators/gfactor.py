@@ -27,8 +27,8 @@ class NoiseAmplification:
         component, real ``(H, W)``; zero where no coil is sensitive.
     g : Tensor
         Geometry factor, real ``(H, W)``: `noise` over that of the fully sampled image and over
-        ``sqrt(acceleration)``. At least 1 without regularisation for masks that sample a lattice (Pruessmann
-        et al. 1999); zero where no coil is sensitive.
+        ``sqrt(acceleration)``. At least 1 without regularisation, whatever the mask; zero where no coil is
+        sensitive.
     acceleration : float
         Entries of k-space over entries sampled.
     num_replicas : int
@@ -91,7 +91,9 @@ def noise_amplification(
     (2008) (pseudo multiple replica).
     """
     if operator.batch_shape:
-        raise OperatorError(f"noise_amplification takes one operator, this one has a batch {operator.batch_shape}.")
+        raise OperatorError(
+            f"noise_amplification takes one operator, this one has a batch {operator.batch_shape}."
+        )
     if not 0 <= regularisation < math.inf:
         raise OperatorError(f"the regularisation must be a number and not negative, got {regularisation}.")
     if num_replicas is not None and num_replicas < 2:
@@ -116,7 +118,7 @@ def noise_amplification(
 
 def _exact(maps: Tensor, sampled: Tensor, regularisation: float) -> Tensor:
     """Square root of the covariance's diagonal where whole columns are sampled, line by line of the image."""
-    num_coils, height, width = maps.shape
+    height, width = maps.shape[-2:]
     position = torch.arange(width, device=maps.device)
     # AᴴA of one line: the point-spread function of the sampled columns, weighted by the coils at both ends.
     spread = torch.fft.ifft(torch.fft.ifftshift(sampled.double()))

@@ -4,11 +4,14 @@ from priors.base import Contract, ScorePrior
 from priors.errors import PriorError
 from priors.files import bundled_priors, load_prior, save_prior
 from priors.gaussian import GaussianPrior
+from priors.mixture import GaussianMixturePrior
 from priors.network import DenoisingUNet, NetworkPrior, NetworkSettings
+from priors.sampling import sample_prior
 
 __all__ = [
     "Contract",
     "DenoisingUNet",
+    "GaussianMixturePrior",
     "GaussianPrior",
     "NetworkPrior",
     "NetworkSettings",
@@ -16,5 +19,6 @@ __all__ = [
     "ScorePrior",
     "bundled_priors",
     "load_prior",
+    "sample_prior",
     "save_prior",
 ]

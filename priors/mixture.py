@@ -14,11 +14,11 @@ from priors.errors import PriorError
 from priors.gaussian import GaussianPrior
 from priors.level import image_level
 
-_TABLE_SIZE = 49
+_TABLE_SIZE = 33
 """Noise levels of the error table, spaced evenly in their logarithm."""
 
-_TABLE_VALUES = 2**15
-"""Pixels drawn from each component for an entry of the error table."""
+_TABLE_IMAGES, _TABLE_PIXELS = 512, 2**15
+"""Images, and pixels at the most, that are drawn from each component for an entry of the error table."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,17 +171,16 @@ class GaussianMixturePrior(ScorePrior):
         size = self.components[0].mean.shape
         if x.shape[-2:] != size:
             raise PriorError(f"this prior knows images {tuple(size)}, got {tuple(x.shape[-2:])}")
+        levels, which = sigma.unique(return_inverse=True)  # most batches are of one noise level
         for weight, component in zip(self.weights, self.components, strict=True):
             values = component.values.to(x.real.dtype)
             s2 = sigma.reshape(-1, *([1] * values.ndim)) ** 2
             offset = x - component.mean.to(x.dtype)
             # (C + sigma^2 I)^-1 (x - mean) gives both the density and the estimate, D = x - sigma^2 of it.
-            if component.basis is None:
-                white = component._filter(offset, 1 / (values + s2))
-            else:
-                white = component._filter(offset, 1 / (values + s2.reshape(-1, 1)))
+            white = component._filter(offset, 1 / (values + s2))
             quadratic = (offset.conj() * white).real.double().sum((-2, -1))
-            log_det = (values + s2).double().log().flatten(1).sum(1)
+            noisy = component.values.double().flatten() + levels.double()[:, None] ** 2
+            log_det = noisy.log().sum(1)[which]
             log_density = _log_normal(quadratic, log_det, offset[0].numel(), x.is_complex()) + weight.log()
             yield x - sigma[:, None, None] ** 2 * white, log_density
 
@@ -206,10 +205,8 @@ class GaussianMixturePrior(ScorePrior):
             If the image is of another kind or size.
         """
         if x.is_complex() != self.complex_images:
-            kinds = ("real", "complex")
-            raise PriorError(
-                f"a density of {kinds[self.complex_images]} images was asked for a {kinds[x.is_complex()]} one"
-            )
+            known, given = (("real", "complex")[kind] for kind in (self.complex_images, x.is_complex()))
+            raise PriorError(f"a density of {known} images was asked for a {given} one")
         lead = x.shape[:-2]
         sigmas = torch.as_tensor(sigma, dtype=x.real.dtype, device=x.device).expand(lead).reshape(-1)
         flat = x.reshape(-1, *x.shape[-2:])
@@ -293,7 +290,7 @@ class GaussianMixturePrior(ScorePrior):
         ratio = (high / low) ** (1 / (_TABLE_SIZE - 1))
         generator = torch.Generator().manual_seed(1)
         first = self.components[0].mean
-        num = max(8, _TABLE_VALUES // first.numel())
+        num = min(_TABLE_IMAGES, max(8, _TABLE_PIXELS // first.numel()))
         factor = 2 if self.complex_images else 1
         images = torch.cat([component.sample(num, generator) for component in self.components])
         noise = torch.randn(images.shape, generator=generator, dtype=images.dtype) * math.sqrt(factor)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from recon.errors import ReconError
 from recon.metrics import psnr, ssim
 
-__all__ = ["reconstruction_figure"]
+__all__ = ["posterior_figure", "reconstruction_figure", "uncertainty_grid"]
 
 BACKGROUND, TEXT, DIM = "#101216", "#f2f3f5", "#9aa1ac"
 PANEL_WIDTH = 3.2  # inches
@@ -77,18 +78,190 @@ def reconstruction_figure(
     images = {"mean": mean, "std": std, "zero_filled": zero_filled}
     if truth is not None:
         images["truth"] = truth
-    for name, image in images.items():
-        if image.ndim != 2 or image.shape != mean.shape or np.iscomplexobj(image):
-            raise ReconError(
-                f"{path}: '{name}' must be a real image like 'mean', {mean.shape}, got {image.shape}"
-            )
-        if not np.isfinite(image).all():
-            raise ReconError(f"{path}: '{name}' holds NaN or infinite values")
+    _check_images(path, images)
     if mask.ndim not in (1, 2):
         raise ReconError(f"{path}: the mask must have shape (W,) or (H, W), got {mask.shape}")
-
     rows = _panels(images, np.atleast_2d(mask).astype(float))
-    figure = _draw(rows, mean.shape, title)
+    return _save(_draw(rows, mean.shape, title), path)
+
+
+def posterior_figure(
+    path: str | Path,
+    mean: np.ndarray,
+    std: np.ndarray,
+    *,
+    samples: np.ndarray,
+    measured: np.ndarray | None = None,
+    invented: np.ndarray | None = None,
+    truth: np.ndarray | None = None,
+    title: str = "",
+) -> Path:
+    """Draw what the samples of one slice say together and one by one, and save it as PNG.
+
+    The first row holds the truth, where it is known, the mean, the standard deviation and the error; the
+    second the first samples and, where the mean was split, what the data determine of it and what the prior
+    filled in. Windows and colour scales are those of :func:`reconstruction_figure`.
+
+    Parameters
+    ----------
+    path : str or Path
+        The PNG to write; an earlier one is replaced.
+    mean, std : numpy.ndarray
+        (h, w) real: the reconstruction and the standard deviation of its magnitude.
+    samples : numpy.ndarray
+        (n, h, w) real: magnitudes of samples, of which as many are shown as there is room for (2 to 4).
+    measured, invented : numpy.ndarray, optional
+        (h, w) real: magnitudes of the two parts of the mean (:class:`recon.nullspace.Split`); both or none.
+    truth : numpy.ndarray, optional
+        (h, w) real: the target.
+    title : str
+        Printed above.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    ReconError
+        If an image is misshapen or holds NaN or infinities, only one of both parts is given, or the file
+        cannot be written.
+    """
+    path = Path(path)
+    if (measured is None) != (invented is None):
+        raise ReconError(f"{path}: the measured and the invented part are drawn together or not at all")
+    if samples.ndim != 3 or not len(samples):
+        raise ReconError(f"{path}: 'samples' must have shape (n, h, w), n at least 1, got {samples.shape}")
+    images = {"mean": mean, "std": std, **{f"sample {i + 1}": s for i, s in enumerate(samples)}}
+    given = {"truth": truth, "measured": measured, "invented": invented}
+    images |= {name: image for name, image in given.items() if image is not None}
+    _check_images(path, images)
+
+    window, peak = _window(mean if truth is None else truth)
+    maps = {"Posterior std": 100 * std / peak}
+    if truth is not None:
+        maps["Absolute error"] = 100 * np.abs(mean - truth) / peak
+    scale = _colour_limit(maps.values())
+
+    def shown(name: str, image: np.ndarray) -> _Panel:
+        note = "" if truth is None or image is truth else _scores(truth, image)
+        return _Panel(name, image, note, limit=window)
+
+    first = [shown("Posterior mean", mean)]
+    if truth is not None:
+        first.insert(0, shown("Fully sampled", truth))
+    first += [_Panel(name, image, "% of max", "inferno", scale) for name, image in maps.items()]
+    second = []
+    if measured is not None and invented is not None:
+        share = (invented**2).sum() / max((measured**2).sum() + (invented**2).sum(), 1e-300)
+        percent = 100 * invented / peak
+        second = [
+            _Panel("Measured part", measured, "", limit=window),
+            _Panel(
+                "Invented part",
+                percent,
+                f"% of max · {100 * share:.2g} % of energy",
+                "inferno",
+                _colour_limit([percent]),
+            ),
+        ]
+    # Without a truth there is room for a third column only if the mean was split.
+    columns = max(len(first), len(second) + 1)
+    while len(first) < columns:
+        first.insert(0, shown("Sample 1", samples[0]))
+    start = sum(panel.title.startswith("Sample") for panel in first)
+    drawn = range(start, min(len(samples), start + columns - len(second)))
+    second = [shown(f"Sample {i + 1}", samples[i]) for i in drawn] + second
+    return _save(_draw([_barred(first), _barred(second)], mean.shape, title), path)
+
+
+def uncertainty_grid(
+    path: str | Path,
+    results: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    region: np.ndarray,
+    truth: np.ndarray | None = None,
+    title: str = "",
+) -> Path:
+    """Draw how mean and standard deviation change, from one acceleration to the next, and save it as PNG.
+
+    One column for each result: the mean, the standard deviation and, where the truth is known, the error. All
+    maps share one colour scale, in percent of the largest value of the truth (of the first mean, without
+    one); their averages over the region are printed beside their titles.
+
+    Parameters
+    ----------
+    path : str or Path
+        The PNG to write; an earlier one is replaced.
+    results : mapping of str to tuple of numpy.ndarray
+        Heading, such as ``"×4"`` -> mean and standard deviation, (h, w) real.
+    region : numpy.ndarray
+        (h, w) bool: the object.
+    truth : numpy.ndarray, optional
+        (h, w) real.
+    title : str
+        Printed above.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    ReconError
+        If there are no results, an image is misshapen or holds NaN or infinities, the region is not bool or
+        empty, or the file cannot be written.
+    """
+    path = Path(path)
+    if not results:
+        raise ReconError(f"{path}: there are no results to draw")
+    (first_mean, _), *_ = results.values()
+    images = {"mean": first_mean}
+    for name, (mean, std) in results.items():
+        images |= {f"mean {name}": mean, f"std {name}": std}
+    if truth is not None:
+        images["truth"] = truth
+    _check_images(path, images)
+    if region.shape != first_mean.shape or region.dtype != bool or not region.any():
+        raise ReconError(f"{path}: the region must be bool of shape {first_mean.shape}, and not empty")
+
+    window, peak = _window(first_mean if truth is None else truth)
+    stds = {name: 100 * std / peak for name, (_, std) in results.items()}
+    errors = {}
+    if truth is not None:
+        errors = {name: 100 * np.abs(mean - truth) / peak for name, (mean, _) in results.items()}
+    scale = _colour_limit([*stds.values(), *errors.values()])
+
+    def row(kind: str, maps: Mapping[str, np.ndarray]) -> list[_Panel]:
+        notes = {name: f"mean {image[region].mean():.2f} % of max" for name, image in maps.items()}
+        return _barred(
+            [_Panel(f"{kind} {name}", image, notes[name], "inferno", scale) for name, image in maps.items()]
+        )
+
+    means = []
+    for name, (mean, _) in results.items():
+        note = "" if truth is None else _scores(truth, mean)
+        means.append(_Panel(f"Mean {name}", mean, note, limit=window))
+    rows = [means, row("Std", stds)]
+    if errors:
+        rows.append(row("Error", errors))
+    return _save(_draw(rows, first_mean.shape, title), path)
+
+
+def _check_images(path: Path, images: Mapping[str, np.ndarray]) -> None:
+    """Raise unless all are real and finite images of the shape of ``mean``."""
+    shape = images["mean"].shape
+    for name, image in images.items():
+        if image.ndim != 2 or image.shape != shape or np.iscomplexobj(image):
+            raise ReconError(f"{path}: '{name}' must be a real image like 'mean', {shape}, got {image.shape}")
+        if not np.isfinite(image).all():
+            raise ReconError(f"{path}: '{name}' holds NaN or infinite values")
+
+
+def _save(figure: Any, path: Path) -> Path:
+    """Write a figure as PNG under a temporary name, and put it in place."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,19 +275,33 @@ def reconstruction_figure(
     return path
 
 
+def _window(reference: np.ndarray) -> tuple[float, float]:
+    """Upper end of the grey window, and the largest value, of the image that the others are held against."""
+    peak = float(reference.max()) or 1.0
+    return float(np.quantile(reference, 0.998)) or peak, peak
+
+
+def _colour_limit(maps: Iterable[np.ndarray]) -> float:
+    """Upper end of a colour scale: a few extreme pixels, at an edge or a vessel, must not darken the rest."""
+    return max(float(np.quantile(image, 0.998)) for image in maps) or 1.0
+
+
+def _barred(row: Sequence[_Panel]) -> list[_Panel]:
+    """The row with a colour bar beside its last panel, if that is a map; there is no room beside others."""
+    *others, last = row
+    return [*others, replace(last, bar=last.colormap != "gray")]
+
+
 def _panels(images: dict[str, np.ndarray], mask: np.ndarray) -> list[list[_Panel]]:
     """Panels by row; with a truth, what belongs together stands in one column."""
     truth, mean = images.get("truth"), images["mean"]
-    reference = mean if truth is None else truth
-    peak = float(reference.max()) or 1.0
-    window = float(np.quantile(reference, 0.998)) or peak
+    window, peak = _window(mean if truth is None else truth)
     percent_std = 100 * images["std"] / peak
     maps = [percent_std]
     if truth is not None:
         percent_error = 100 * np.abs(mean - truth) / peak
         maps.append(percent_error)
-    # A few extreme pixels, at an edge or a vessel, must not darken the rest.
-    scale = max(float(np.quantile(image, 0.998)) for image in maps) or 1.0
+    scale = _colour_limit(maps)
 
     def shown(name: str, key: str) -> _Panel:
         image = images[key]
@@ -163,6 +350,7 @@ def _draw(rows: list[list[_Panel]], shape: tuple[int, ...], title: str) -> Any:
         for c, panel in enumerate(row):
             left = margin + c * (width + gap)
             ax = axes(left, bottom, width, height)
+            ax.set_facecolor(BACKGROUND)  # rounding may leave a line of it beside the image
             drawn = ax.imshow(
                 panel.image,
                 cmap=panel.colormap,

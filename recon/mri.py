@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings as python_warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,15 @@ from operators.mri import CoilwiseMRI, MulticoilMRI, SinglecoilMRI
 from priors.base import ScorePrior
 from priors.errors import PriorError
 from recon import __version__
+from recon.calibration import Calibration
 from recon.errors import ReconError
 from recon.io.fastmri import EmptySliceError, FastMRIFile, ReconstructionWriter, centre_crop, crop_readout
 from recon.noise import kspace_noise_std
+from recon.nullspace import split_posterior
 from recon.posterior import Posterior
-from recon.sampling import reconstruct
+from recon.sampling import NOT_CALIBRATED, reconstruct
 from recon.solvers.base import Solver, settings_of
+from recon.summary import summarise
 
 CALIBRATION_ROWS = 48
 """Rows of a calibration region of whole columns that are used: the middle ones, which hold the signal."""
@@ -59,6 +62,11 @@ class MRISettings:
         What the images show; read off the file's ``acquisition`` if not given.
     coil_by_coil
         Reconstruct every coil on its own, without maps; images are then the root sum of squares.
+    calibration
+        Brings the standard deviation to where the data it was learned from put it; without one it is that of
+        the samples.
+    split
+        Split the mean into what the data determine and what the prior filled in, for a figure.
 
     Raises
     ------
@@ -76,6 +84,8 @@ class MRISettings:
     keep_samples: bool = False
     anatomy: str | None = None
     coil_by_coil: bool = False
+    calibration: Calibration | None = None
+    split: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "num_coils"):
@@ -126,6 +136,13 @@ class SliceResult:
         ``(1, W)`` or ``(H, W)``.
     target
         ``(h, w)``, or ``None`` where the file has none.
+    summary
+        Of :func:`recon.summary.summarise`.
+    samples
+        Magnitudes ``(n, h, w)``, where they were kept or the split was asked for.
+    parts
+        Magnitudes ``(h, w)`` of the measured and the invented part of the mean, where the split was asked for
+        and the operator is of one image.
     """
 
     index: int
@@ -134,6 +151,9 @@ class SliceResult:
     zero_filled: Tensor
     mask: Tensor
     target: Tensor | None
+    summary: dict[str, Any]
+    samples: Tensor | None
+    parts: tuple[Tensor, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -334,6 +354,10 @@ def reconstruct_file(
                 calibration_region(mask, (sampling.height, file.shape[1]))
             except ReconError as error:
                 raise ReconError(f"{source}: {error}") from None
+        if settings.calibration is not None:
+            sha256 = None if prior_facts is None else prior_facts.get("sha256")
+            settings.calibration.check(sha256, solver, settings.num_samples)
+            settings.calibration.factor(mask.name, mask.acceleration)  # before hours of work
         notes = _anatomy_notes(file, prior, settings)
         provenance = _provenance(file, prior, solver, settings, mask, prior_facts, device)
         kept = settings.num_samples if settings.keep_samples else 0
@@ -380,9 +404,10 @@ def reconstruct_file(
                             settings.seed,
                             noise_std=problem.noise_std,
                             key=f"{file.stem}/{index}",
-                            keep_samples=settings.keep_samples,
+                            keep_samples=settings.keep_samples or settings.split,
                             on_progress=report,
                         )
+                        posterior = _calibrated(posterior, settings.calibration, slice_mask)
                 except (OperatorError, PriorError, ReconError) as error:
                     where = "" if str(error).startswith(str(source)) else f"{source}: slice {index}: "
                     raise ReconError(f"{where}{error}") from None
@@ -395,13 +420,50 @@ def reconstruct_file(
 
                 mean, std = crop(posterior.mean.abs()), crop(posterior.std)
                 drawn = crop(posterior.samples) if posterior.samples is not None else None
-                writer.write_slice(index, mean, std, drawn)
+                writer.write_slice(index, mean, std, drawn if kept else None)
                 if on_slice is not None:
-                    zero_filled, target = crop(problem.zero_filled), file.read_target(index)
-                    on_slice(SliceResult(index, mean, std, zero_filled, slice_mask.mask, target))
+                    parts = None
+                    if settings.split and tuple(posterior.mean.shape) == problem.operator.domain_shape:
+                        level = 1.0 if prior is None else prior.contract.level
+                        split = split_posterior(replace(posterior, samples=None), problem.operator, level)
+                        parts = crop(split.measured.abs()), crop(split.invented.abs())
+                    on_slice(
+                        SliceResult(
+                            index,
+                            mean,
+                            std,
+                            crop(problem.zero_filled),
+                            slice_mask.mask,
+                            file.read_target(index),
+                            _summary(posterior, mean, std, settings.calibration),
+                            None if drawn is None else drawn.abs(),
+                            parts,
+                        )
+                    )
             writer.provenance["slices"] = slices
             writer.provenance["warnings"] = list(dict.fromkeys(notes))
         return dict(writer.provenance)
+
+
+def _calibrated(posterior: Posterior, calibration: Calibration | None, mask: Mask) -> Posterior:
+    """The posterior with a calibrated standard deviation, and without the note that it is not."""
+    if calibration is None:
+        return posterior
+    std = calibration.apply(
+        posterior.std, posterior.noise_std, mask=mask.name, acceleration=mask.acceleration
+    )
+    notes = tuple(note for note in posterior.warnings if note != NOT_CALIBRATED)
+    return replace(posterior, std=std, warnings=notes)
+
+
+def _summary(
+    posterior: Posterior, mean: Tensor, std: Tensor, calibration: Calibration | None
+) -> dict[str, Any]:
+    """Summary of what was cropped."""
+    cropped = replace(posterior, mean=mean, std=std)
+    if calibration is None:
+        return summarise(cropped)
+    return summarise(cropped, calibrated_std=std, calibration=calibration.name)
 
 
 def _mask_of_slice(mask: Mask, columns: Tensor) -> Mask:
@@ -450,7 +512,7 @@ def _provenance(
         "coil_maps": _coil_maps(file, settings),
         "num_coils": min(settings.num_coils or file.num_coils, file.num_coils),
         "noise_std": "estimated" if settings.noise_std is None else "given",
-        "calibrated_uncertainty": False,
+        "calibrated_uncertainty": False if settings.calibration is None else settings.calibration.facts,
         "device": str(device),
         "versions": {
             "dis-recon": __version__,

@@ -21,6 +21,8 @@ NOISE_FLOOR = 1e-3
 """Smallest noise level, as a fraction of the prior's level, that is believed: rounding and model errors are
 there even in data that were simulated without noise."""
 
+NOT_CALIBRATED = "the spread has not been calibrated against fully sampled cases"
+
 
 def reconstruct(
     y: Tensor,
@@ -120,7 +122,7 @@ def reconstruct(
         warnings.append(f"{type(chosen).__name__} gives one image without a spread")
     elif num_samples == 1:
         warnings.append("one sample has no spread: the standard deviation is zero, not known to be small")
-    warnings.append("the spread has not been calibrated against fully sampled cases")
+    warnings.append(NOT_CALIBRATED)
 
     wide = torch.complex128 if y.is_complex() else torch.float64
     problem = Problem(scale.apply(y), operator, noise_std / scale.factor)

@@ -84,7 +84,10 @@ def tops(names: set[str]) -> set[str]:
 
 @pytest.mark.parametrize(
     ("package", "allowed"),
-    [("operators", {"operators", "torch", "numpy"}), ("priors", {"priors", "torch", "numpy", "safetensors"})],
+    [
+        ("operators", {"operators", "torch", "numpy", "torchkbnufft", "finufft"}),  # engines of the NUFFT
+        ("priors", {"priors", "torch", "numpy", "safetensors"}),
+    ],
 )
 def test_operators_and_priors_know_torch_and_nothing_else_of_ours(package, allowed):
     for file in source_files(package):

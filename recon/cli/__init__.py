@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from recon.cli.calibrate import calibrate
 from recon.cli.demo import demo
 from recon.cli.evaluate import evaluate
 from recon.cli.mri import mri
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command()(mri)
 app.command()(evaluate)
 app.command()(demo)
+app.command()(calibrate)
 app.command()(solvers)
 app.add_typer(prior_app, name="prior")
 

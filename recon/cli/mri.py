@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from recon.mri import SliceResult
 
 # As `operators.make_mask` knows them; written out here, so that --help need not load torch.
 MASK_KINDS = (
@@ -43,6 +47,23 @@ def mri(
         bool,
         typer.Option(
             "--figures", help="Write a picture of every slice, <name>_<slice>.png.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
+    posterior_figures: Annotated[
+        bool,
+        typer.Option(
+            "--posterior-figures",
+            help="Write a second picture of every slice, <name>_<slice>_posterior.png: samples, and what of "
+            "the mean was measured and what the prior filled in.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    summary: Annotated[
+        bool,
+        typer.Option(
+            "--summary",
+            help="Write <name>.json: how sure the result is, where it is not, and whether to check it.",
+            rich_help_panel=_OUTPUT,
         ),
     ] = False,
     mask: Annotated[
@@ -126,6 +147,15 @@ def mri(
             rich_help_panel=_SAMPLING,
         ),
     ] = False,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="Calibration of the standard deviation (recon calibrate learns one): a .json file, or the "
+            "name of one beside the prior.",
+            rich_help_panel=_SAMPLING,
+            metavar="NAME",
+        ),
+    ] = None,
     noise_std: Annotated[
         float | None,
         typer.Option(
@@ -184,6 +214,7 @@ def mri(
     import torch
 
     from priors.files import load_prior, prior_hash, prior_path
+    from recon.calibration import Calibration, calibration_path
     from recon.cli.progress import progress_bar
     from recon.cli.run import (
         FILE_ERRORS,
@@ -191,11 +222,14 @@ def mri(
         collect_files,
         describe_failure,
         make_folder,
+        posterior_picture,
         slice_figure,
         solver_of,
+        write_json,
     )
     from recon.errors import ReconError
     from recon.mri import MRISettings, reconstruct_file
+    from recon.summary import summarise_volume
 
     if mask is None and (acceleration is not None or center_fraction is not None):
         raise ReconError(
@@ -203,6 +237,12 @@ def mri(
         )
     if mask is not None and mask not in MASK_KINDS:
         raise ReconError(f"unknown mask kind {mask!r}: the kinds are {', '.join(MASK_KINDS)}")
+    chosen = solver_of(solver, settings or [], nfe)
+    calibrated = None
+    if calibration is not None:
+        calibrated = Calibration.load(
+            calibration_path(calibration, prior_path(prior) if chosen.needs.prior else None)
+        )
     asked = MRISettings(
         mask=mask,
         acceleration=4.0 if acceleration is None else acceleration,
@@ -214,8 +254,9 @@ def mri(
         keep_samples=keep_samples,
         anatomy=anatomy,
         coil_by_coil=coil_by_coil,
+        calibration=calibrated,
+        split=posterior_figures,
     )
-    chosen = solver_of(solver, settings or [], nfe)
     if threads is not None:
         if threads < 1:
             raise ReconError(f"threads must be at least 1, got {threads}")
@@ -236,6 +277,19 @@ def mri(
             started = time.monotonic()
             position = f" ({number + 1} of {len(sources)})" if len(sources) > 1 else ""
             task = bar.add_task(source.name + position, total=None)
+            draw = [slice_figure(out, source.stem)] if figures else []
+            draw += [posterior_picture(out, source.stem)] if posterior_figures else []
+            found: dict[int, dict[str, Any]] = {}
+
+            def finished(
+                result: SliceResult,
+                draw: list[Callable[[SliceResult], None]] = draw,
+                found: dict[int, dict[str, Any]] = found,
+            ) -> None:
+                found[result.index] = result.summary
+                for picture in draw:
+                    picture(result)
+
             try:
                 provenance = reconstruct_file(
                     source,
@@ -246,8 +300,10 @@ def mri(
                     prior_facts=facts,
                     device=place,
                     on_progress=lambda done, total, task=task: bar.update(task, completed=done, total=total),  # type: ignore[misc]
-                    on_slice=slice_figure(out, source.stem) if figures else None,
+                    on_slice=finished if draw or summary else None,
                 )
+                if summary:
+                    write_json(out / f"{source.stem}.json", summarise_volume(found))
             except FILE_ERRORS as error:
                 failed.append(describe_failure(source, error))
                 continue

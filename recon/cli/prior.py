@@ -7,7 +7,12 @@ from typing import Annotated
 
 import typer
 
-prior_app = typer.Typer(help="Train score priors, and measure how well they denoise.", no_args_is_help=True)
+from recon.cli.sample import sample
+
+prior_app = typer.Typer(
+    help="Train score priors, measure how well they denoise, and sample them.", no_args_is_help=True
+)
+prior_app.command()(sample)
 
 
 @prior_app.command()

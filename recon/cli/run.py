@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,3 +126,41 @@ def slice_figure(folder: Path, stem: str) -> Callable[[SliceResult], None]:
         )
 
     return draw
+
+
+def posterior_picture(folder: Path, stem: str) -> Callable[[SliceResult], None]:
+    """Return a function that draws a finished slice's samples, and its measured and invented part."""
+    from recon.figures import posterior_figure
+
+    def draw(result: SliceResult) -> None:
+        if result.samples is None:
+            return
+        measured, invented = (None, None) if result.parts is None else result.parts
+        posterior_figure(
+            folder / f"{stem}_{result.index:02d}_posterior.png",
+            result.mean.numpy(),
+            result.std.numpy(),
+            samples=result.samples.numpy(),
+            measured=None if measured is None else measured.numpy(),
+            invented=None if invented is None else invented.numpy(),
+            truth=None if result.target is None else result.target.numpy(),
+            title=f"{stem}, slice {result.index}",
+        )
+
+    return draw
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON through a temporary file.
+
+    Raises
+    ------
+    ReconError
+        If it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise ReconError(f"{path}: cannot be written ({error})") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -203,6 +204,13 @@ class KeyedNoise:
             return torch.randn(self.shape, generator=generator, dtype=self.dtype)
         real = torch.float64 if self.dtype == torch.complex128 else torch.float32
         return torch.view_as_complex(torch.randn((*self.shape, 2), generator=generator, dtype=real))
+
+
+def data_noise(operator: LinearOperator, draw: Callable[[], Tensor]) -> Tensor:
+    """Standard noise of the operator's range, put together from as many draws of image noise as it takes."""
+    size, image = math.prod(operator.range_shape), math.prod(operator.domain_shape)
+    parts = [draw().flatten(1) for _ in range(-(-size // image))]
+    return torch.cat(parts, dim=1)[:, :size].unflatten(1, operator.range_shape)
 
 
 def check_finite(x: Tensor, step: int, what: str) -> None:

@@ -20,8 +20,8 @@ from recon.solvers.base import (
     check_finite,
     check_needs,
 )
-from recon.solvers.cg import cg
-from recon.solvers.schedule import karras_sigmas, vp_linear_sigmas
+from recon.solvers.cg import cg, cg_steps
+from recon.solvers.schedule import noise_levels
 
 
 @dataclass(frozen=True)
@@ -122,33 +122,15 @@ class DDS:
 
     def levels(self, prior: ScorePrior, noise_std: float) -> list[float]:
         """Noise levels for a measurement of that noise, the last one zero."""
-        if self.schedule == "vp-linear":
-            return vp_linear_sigmas(self.nfe)
-        low = self.sigma_min
-        if low is None:
-            known = min(noise_std, self.sigma_max) if noise_std > 0 else 0.0
-            low = max(prior.contract.sigma_min, known)
-        return karras_sigmas(self.nfe, self.sigma_max, low)
+        return noise_levels(
+            self.schedule, self.nfe, self.sigma_max, self.sigma_min, prior.contract, noise_std
+        )
 
     def weight(self, prior: ScorePrior, sigma: float, noise_std: float) -> float:
         """Weight of the data term at a noise level."""
         if self.gamma is not None:
             return self.gamma
         return prior.error_variance(sigma) / noise_std**2
-
-    def steps(self, gamma: float, norm: float) -> int:
-        """Conjugate-gradient steps for a weight and an operator norm.
-
-        The error falls at least by ``2 ((sqrt(k) - 1) / (sqrt(k) + 1))^m`` in m steps at condition number k
-        (Saad 2003, Eq. 6.128).
-        """
-        if self.cg_tolerance == 0:
-            return self.cg_iterations
-        root = math.sqrt(1 + gamma * norm**2)
-        if root == 1:
-            return 1
-        needed = math.log(2 / self.cg_tolerance) / math.log((root + 1) / (root - 1))
-        return max(1, min(self.cg_iterations, math.ceil(needed)))
 
     def sample(
         self,
@@ -184,7 +166,11 @@ class DDS:
             sigma, lower = sigmas[index], sigmas[index + 1]
             denoised = prior.denoise(x, sigma)
             gamma = 0.0 if self.noise_free else self.weight(prior, sigma, problem.noise_std)
-            steps = self.cg_iterations if self.noise_free else self.steps(gamma, problem.norm)
+            steps = (
+                self.cg_iterations
+                if self.noise_free
+                else cg_steps(1 + gamma * problem.norm**2, self.cg_tolerance, self.cg_iterations)
+            )
             estimate = self._towards_data(denoised, problem.adjoint_y, operator.normal, gamma, steps)
             if lower == 0:
                 x = estimate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from priors.base import Contract
 from recon.errors import ReconError
 
 
@@ -38,3 +39,24 @@ def vp_linear_sigmas(
     )
     kept = alpha_bar[picked]
     return [*((1 - kept) / kept).sqrt().tolist(), 0.0]
+
+
+def noise_levels(
+    schedule: str,
+    nfe: int,
+    sigma_max: float,
+    sigma_min: float | None,
+    contract: Contract,
+    noise_std: float,
+) -> list[float]:
+    """Levels of a schedule by its name, ``"karras"`` or ``"vp-linear"``, for a measurement and a prior.
+
+    The levels of ``"vp-linear"`` are fixed by ``nfe`` alone. Those of ``"karras"`` end, where ``sigma_min``
+    is ``None``, at the measurement's noise level, below which the data say no more, within the prior's range.
+    """
+    if schedule == "vp-linear":
+        return vp_linear_sigmas(nfe)
+    if sigma_min is None:
+        known = min(noise_std, sigma_max) if noise_std > 0 else 0.0
+        sigma_min = max(contract.sigma_min, known)
+    return karras_sigmas(nfe, sigma_max, sigma_min)

@@ -218,7 +218,10 @@ def test_coil_images_each_on_their_own():
     A = CoilwiseMRI(4, MASK, SHAPE)
     y = A(random_smooth_maps(4, SHAPE, seed=0) * gaussian().mean)
     posterior = reconstruct(y, A, PRIORS["network"], SOLVER, 2, noise_std=NOISE)
-    assert posterior.mean.shape == posterior.std.shape == (4, *SHAPE)
+    # Combined by root sum of squares, sample by sample: real, and nowhere negative.
+    assert posterior.mean.shape == posterior.std.shape == SHAPE
+    assert posterior.mean.dtype == torch.float32
+    assert bool((posterior.mean >= 0).all())
 
 
 # What is refused

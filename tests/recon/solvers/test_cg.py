@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from operators import MulticoilMRI
 from recon import ReconError, cg
+from recon.solvers.cg import cg_steps
 
 
 def rng(seed=0):
@@ -213,3 +214,11 @@ def test_nan_shows():
     assert bool(result.x[0].isnan().any())
     assert bool(result.residual[0].isnan())
     torch.testing.assert_close(result.x[1], torch.full((2, 2), 0.5))
+
+
+def test_steps_follow_from_the_condition_number():
+    assert cg_steps(1.0, 1e-3, 20) == 1
+    assert cg_steps(1e6, 1e-3, 20) == 20
+    # At condition number 4 the bound is 2 / 3^m: 2 / 3^6 is still above 1e-3, 2 / 3^7 is not.
+    assert cg_steps(4.0, 1e-3, 20) == 7
+    assert cg_steps(1.0, 0.0, 13) == 13

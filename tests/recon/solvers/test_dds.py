@@ -282,15 +282,6 @@ def run(dds, given):
     return dds.sample(given, Counting(), KeyedNoise(0, "", (0,), SHAPE, C128, torch.device("cpu")))
 
 
-def test_conjugate_gradient_steps_follow_from_the_weight():
-    dds = DDS(cg_iterations=20, cg_tolerance=1e-3)
-    assert dds.steps(1e-9, 1.0) == 1
-    assert dds.steps(1e6, 1.0) == 20
-    # At condition number 4 the bound is 2 / 3^m: 2 / 3^6 is still above 1e-3, 2 / 3^7 is not.
-    assert dds.steps(3.0, 1.0) == dds.steps(0.75, 2.0) == 7
-    assert DDS(cg_iterations=13, cg_tolerance=0).steps(1e-9, 1.0) == 13
-
-
 def test_the_last_level_is_that_of_the_measurement():
     prior = Counting()
     assert DDS().levels(prior, 0.05)[-2:] == [pytest.approx(0.05), 0.0]

@@ -1,0 +1,254 @@
+"""ΠGDM with a Gaussian prior: against the paper's equations worked out densely, and against exact scores."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from operators import MulticoilMRI
+from priors import Contract, GaussianPrior, PriorError, ScorePrior
+from recon import ReconError
+from recon.solvers.base import KeyedNoise, Problem, SolverError
+from recon.solvers.pigdm import PiGDM
+from tests.operators.helper import dense
+
+SHAPE, N = (6, 5), 30
+C128 = torch.complex128
+
+
+def randn(*shape, seed=0, dtype=C128):
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def gaussian_prior():
+    root = randn(N, N, seed=1) / math.sqrt(N)
+    return GaussianPrior(randn(*SHAPE, seed=2), covariance=root @ root.mH, sigma_min=0.05)
+
+
+def problem(share=0.6, noise_std=0.2):
+    """Random coils, a random mask that samples a share of k-space, and data of no image in particular."""
+    mask = torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < share
+    A = MulticoilMRI(randn(3, *SHAPE, seed=4), mask)
+    return Problem(mask * randn(3, *SHAPE, seed=5), A, noise_std)
+
+
+def solver(**settings):
+    return PiGDM(**{"nfe": 6, "cg_iterations": 400, "cg_tolerance": 0.0, "sigma_max": 3.0, **settings})
+
+
+def keyed(items):
+    return KeyedNoise(0, "", items, SHAPE, C128, torch.device("cpu"))
+
+
+class BasisNoise:
+    """In place of keyed noise: item 0 has none, the others one unit vector each, at one step each."""
+
+    def __init__(self, steps):
+        self.items = 1 + steps * N
+
+    def __call__(self, step):
+        noise = torch.zeros(self.items, N, dtype=C128)
+        noise[1 + step * N : 1 + (step + 1) * N] = torch.eye(N)
+        return noise.reshape(self.items, *SHAPE)
+
+
+def moments_of_the_code(pigdm, given, prior):
+    """Mean and covariance per real component, from what the code makes of every unit of noise."""
+    samples = pigdm.sample(given, prior, BasisNoise(pigdm.nfe + 1)).samples.flatten(1)
+    gains = (samples[1:] - samples[0]).mT
+    return samples[0], gains @ gains.mH
+
+
+def moments_by_recursion(pigdm, given, prior):
+    """The same by dense linear algebra, from the paper's equations, with the inverse in data space."""
+    A = dense(given.operator, SHAPE).to(C128)
+    y, identity, data_identity = given.y.flatten(), torch.eye(N, dtype=C128), torch.eye(len(A), dtype=C128)
+    m, C = prior.mean.flatten(), (prior.basis * prior.values) @ prior.basis.mH
+    sigmas = pigdm.levels(prior, given.noise_std)
+    mean, covariance = 0 * m, sigmas[0] ** 2 * identity
+    if pigdm.start == "warm":
+        mean = given.unfolded.flatten()
+    for sigma, lower in pairwise(sigmas):
+        W = C @ torch.linalg.inv(C + sigma**2 * identity)
+        r2 = {
+            "sigma": sigma**2,
+            "unit": sigma**2 / (1 + sigma**2),
+            "prior": float((W.diagonal().real * sigma**2).mean()),
+        }[pigdm.spread]
+        # g = G (y - A D), D = W x + (I - W) m.
+        G = W.mH @ A.mH @ torch.linalg.inv(r2 * A @ A.mH + given.noise_std**2 * data_identity)
+        slope_g, offset_g = -G @ A @ W, G @ (y - A @ (identity - W) @ m)
+        fresh = pigdm.eta * lower * math.sqrt(1 - lower**2 / sigma**2)
+        direction = math.sqrt(lower**2 - fresh**2)
+        if pigdm.guidance == "score":  # DDIM with the posterior's score in place of the prior's
+            weight = sigma**2 - direction * sigma
+        else:  # Algorithm 1: sqrt(bar) r^2 times the gradient in the scaled image, in units of the next
+            bar, next_bar = 1 / (1 + sigma**2), 1 / (1 + lower**2)
+            weight = math.sqrt(bar) * r2 / math.sqrt(bar) / math.sqrt(next_bar)
+        slope = W + direction / sigma * (identity - W) + weight * slope_g
+        offset = (1 - direction / sigma) * (identity - W) @ m + weight * offset_g
+        mean = slope @ mean + offset
+        covariance = slope @ covariance @ slope.mH + fresh**2 * identity
+    return mean, covariance
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ({}, 0.8),
+        ({"eta": 0.0}, 0.4),
+        ({"start": "noise", "eta": 0.5}, 0.4),
+        ({"spread": "unit"}, 0.4),
+        ({"spread": "prior", "start": "noise"}, 0.4),
+        ({"guidance": "paper", "spread": "unit", "schedule": "vp-linear", "start": "noise"}, 0.4),
+        ({"guidance": "paper"}, 0.4),
+    ],
+)
+def test_equal_to_the_dense_recursion(settings, share):
+    pigdm, given, prior = solver(**settings), problem(share), gaussian_prior()
+    mean, covariance = moments_of_the_code(pigdm, given, prior)
+    expected_mean, expected_covariance = moments_by_recursion(pigdm, given, prior)
+    torch.testing.assert_close(mean, expected_mean, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(covariance, expected_covariance, rtol=1e-8, atol=1e-8)
+    assert float(covariance.diagonal().real.max()) > 1e-4
+
+
+# Where the approximation is none: independent pixels of one variance
+
+TAU = 0.6
+
+
+def white_prior():
+    covariance = TAU**2 * torch.eye(N, dtype=C128)
+    return GaussianPrior(randn(*SHAPE, seed=2), covariance=covariance, sigma_min=0.01)
+
+
+def posterior(given, prior):
+    A = dense(given.operator, SHAPE).to(C128)
+    covariance = torch.linalg.inv(A.mH @ A / given.noise_std**2 + torch.eye(N, dtype=C128) / TAU**2)
+    m = prior.mean.flatten()
+    return m + covariance @ A.mH @ (given.y.flatten() - A @ m) / given.noise_std**2, covariance
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 5.0])
+def test_the_score_is_exact_for_white_images(sigma):
+    given, prior = problem(), white_prior()
+    x = randn(3, *SHAPE, seed=6) * (1 + sigma)
+    _, g = solver(spread="prior").likelihood_score(given, prior, x, sigma)
+    # Bayes: grad log p(y | x) = grad log p(x | y) - grad log p(x), both of them Gaussian in closed form.
+    mean, covariance = posterior(given, prior)
+    blurred = covariance + sigma**2 * torch.eye(N, dtype=C128)
+    conditional = -torch.linalg.solve(blurred, (x.flatten(1) - mean).mT).mT
+    prior_score = -(x - prior.mean).flatten(1) / (TAU**2 + sigma**2)
+    torch.testing.assert_close(g.flatten(1), conditional - prior_score, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_samples_of_white_images_approach_the_posterior(eta):
+    given, prior = problem(0.8, noise_std=0.5), white_prior()
+    mean, covariance = posterior(given, prior)
+    errors = []
+    for nfe in (20, 40, 80, 160):
+        pigdm = solver(nfe=nfe, eta=eta, spread="prior", start="noise", sigma_max=40.0, sigma_min=0.002)
+        found_mean, found = moments_by_recursion(pigdm, given, prior)
+        errors.append(float((found - covariance).norm() / covariance.norm()))
+        assert float((found_mean - mean).norm() / mean.norm()) < 2 / nfe
+    for coarse, fine in pairwise(errors):
+        assert 1.5 < coarse / fine < 2.5
+    assert errors[-1] < 0.08
+    pigdm = solver(nfe=20, eta=eta, spread="prior", start="noise", sigma_max=40.0, sigma_min=0.002)
+    found = moments_of_the_code(pigdm, given, prior)[1]
+    assert float((found - covariance).norm() / covariance.norm()) == pytest.approx(errors[0], rel=1e-6)
+
+
+def test_a_mean_variance_far_below_the_largest_diverges_and_the_upper_bound_does_not():
+    # What the default is for: one strong direction among many weak ones.
+    values = torch.full(SHAPE, 1e-4, dtype=torch.float64)
+    values[0, 0] = 100.0
+    prior = GaussianPrior(torch.zeros(SHAPE, dtype=C128), spectrum=values)
+    given = problem(1.1, noise_std=0.01)
+    sizes = {
+        spread: float(solver(spread=spread, nfe=20).sample(given, prior, keyed([0])).samples.abs().max())
+        for spread in ("prior", "sigma")
+    }
+    assert sizes["prior"] > 1e6
+    assert sizes["sigma"] < 10
+
+
+# What a run does, costs and reports
+
+
+def test_an_item_does_not_depend_on_its_batch():
+    given, prior = problem(), gaussian_prior()
+    pigdm = solver(cg_iterations=3, cg_tolerance=1e-3)
+    together = pigdm.sample(given, prior, keyed(range(3))).samples
+    for k in range(3):
+        torch.testing.assert_close(pigdm.sample(given, prior, keyed([k])).samples[0], together[k])
+
+
+class Counting(ScorePrior):
+    def __init__(self, nan_at=None):
+        super().__init__(Contract())
+        self.calls, self.nan_at = 0, nan_at
+
+    def denoise_channels(self, x, sigma):
+        self.calls += 1
+        return x * math.nan if self.calls - 1 == self.nan_at else x / (1 + sigma[:, None, None, None] ** 2)
+
+
+@pytest.mark.parametrize("pigdm", [PiGDM(nfe=7), PiGDM.paper(9), PiGDM(nfe=1)])
+def test_network_evaluations_and_progress(pigdm):
+    prior, steps = Counting(), []
+    solution = pigdm.sample(problem(), prior, keyed([0, 1]), lambda done, total: steps.append((done, total)))
+    assert prior.calls == solution.nfe == pigdm.nfe
+    assert steps == [(k + 1, pigdm.nfe) for k in range(pigdm.nfe)]
+    assert solution.samples.shape == (2, *SHAPE)
+    assert solution.samples.dtype == C128
+    assert not solution.samples.requires_grad
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_nan_names_the_step(step):
+    with pytest.raises(SolverError, match=f"PiGDM produced values that are not finite at step {step}"):
+        PiGDM(nfe=5).sample(problem(), Counting(nan_at=step), keyed([0]))
+
+
+def test_published_setting():
+    paper = PiGDM.paper()
+    assert (paper.nfe, paper.eta, paper.spread, paper.guidance) == (100, 1.0, "unit", "paper")
+    assert (paper.schedule, paper.start) == ("vp-linear", "noise")
+    assert PiGDM.paper(20, eta=0.5).eta == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"nfe": 0}, "nfe must be at least 1, got 0"),
+        ({"cg_iterations": 0}, "cg_iterations must be at least 1, got 0"),
+        ({"cg_tolerance": math.nan}, "cg_tolerance must be at least 0, got nan"),
+        ({"eta": 1.1}, r"eta must lie in \[0, 1\], got 1.1"),
+        ({"spread": "wide"}, "spread is one of sigma, unit, prior, not 'wide'"),
+        ({"guidance": "none"}, "guidance is one of score, paper, not 'none'"),
+        ({"schedule": "cosine"}, "schedule is one of karras, vp-linear, not 'cosine'"),
+        ({"start": "cold"}, "start is one of warm, noise, not 'cold'"),
+    ],
+)
+def test_impossible_settings(settings, message):
+    with pytest.raises(SolverError, match=f"PiGDM: {message}"):
+        PiGDM(**settings)
+
+
+def test_what_it_cannot_work_with():
+    given, prior = problem(noise_std=0.0), gaussian_prior()
+    with pytest.raises(SolverError, match=r"PiGDM needs a positive noise level, got 0\.0"):
+        PiGDM().sample(given, prior, keyed([0]))
+    prior.differentiable = False
+    with pytest.raises(
+        SolverError, match="PiGDM needs a prior that can be differentiated; 'gaussian' cannot"
+    ):
+        PiGDM().sample(problem(), prior, keyed([0]))
+    with pytest.raises(PriorError, match=r"knows images \(4, 4\), got \(6, 5\)"):
+        PiGDM(nfe=2).sample(problem(), GaussianPrior(torch.zeros(4, 4, dtype=C128), variance=1.0), keyed([0]))
+    with pytest.raises(ReconError, match=r"0 < sigma_min <= sigma_max, got 0.05 and 0.01"):
+        PiGDM(sigma_max=0.01).sample(problem(), gaussian_prior(), keyed([0]))
