@@ -72,56 +72,50 @@ def engine_table(size: int, coils: int, spokes: int, repetitions: int, seed: int
     k = radial(spokes, OVERSAMPLING * size)
     y = draw(coils, len(k))
     names = ["torchkbnufft"] + ["finufft"] * (importlib.util.find_spec("finufft") is not None)
-    explicit = {name: NonCartesianMRI(maps, k, engine=name, toeplitz=False) for name in names}
-    toeplitz = {name: NonCartesianMRI(maps, k, engine=name) for name in names}
+    operators = {name: NonCartesianMRI(maps, k, engine=name) for name in names}
 
     calls: dict[tuple[str, str], Callable[[], Tensor]] = {}
     setup = {}
-    for name in names:
-        start = time.perf_counter()
-        toeplitz[name].normal(x)
-        setup[name] = time.perf_counter() - start
-        calls["forward", name] = lambda A=explicit[name]: A(x)  # type: ignore[misc]
-        calls["adjoint", name] = lambda A=explicit[name]: A.adjoint(y)  # type: ignore[misc]
-        calls["normal, explicit", name] = lambda A=explicit[name]: A.normal(x)  # type: ignore[misc]
-        calls["normal, Toeplitz", name] = lambda A=toeplitz[name]: A.normal(x)  # type: ignore[misc]
+    for name, operator in operators.items():
+        for what, first in (("forward", lambda A=operator: A(x)), ("normal", lambda A=operator: A.normal(x))):
+            start = time.perf_counter()
+            first()
+            setup[what, name] = time.perf_counter() - start
+        calls["forward", name] = lambda A=operator: A(x)  # type: ignore[misc]
+        calls["adjoint", name] = lambda A=operator: A.adjoint(y)  # type: ignore[misc]
+        calls["normal, explicit", name] = lambda A=operator: A.adjoint(A(x))  # type: ignore[misc]
+        calls["normal, Toeplitz", name] = lambda A=operator: A.normal(x)  # type: ignore[misc]
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
-    for round_number in range(repetitions + 1):
+    for _ in range(repetitions):
         for key, call in calls.items():
             start = time.perf_counter()
             call()
-            if round_number:  # the first one makes plans and tables
-                seconds[key].append(time.perf_counter() - start)
+            seconds[key].append(time.perf_counter() - start)
     medians = {key: statistics.median(times) for key, times in seconds.items()}
+
+    medians |= {(f"first {what}", name): took for (what, name), took in setup.items()}
 
     text = ["| operation | " + " | ".join(f"{name}, ms" for name in names)]
     text[0] += " | ratio |" if len(names) == 2 else " |"
     text.append("|" + "---|" * (len(names) + 1 + (len(names) == 2)))
-    for operation in dict.fromkeys(operation for operation, _ in calls):
+    for operation in dict.fromkeys(operation for operation, _ in medians):
         row = [medians[operation, name] for name in names]
         cells = [f"{1e3 * value:.0f}" for value in row] + [f"{row[0] / row[-1]:.1f}×"] * (len(names) == 2)
         text.append(f"| {operation} | " + " | ".join(cells) + " |")
-    text.append(
-        "| first normal, with its transfer function | "
-        + " | ".join(
-            [f"{1e3 * setup[name]:.0f}" for name in names]
-            + [f"{setup[names[0]] / setup[names[-1]]:.1f}×"] * (len(names) == 2)
-        )
-        + " |"
-    )
+    text += ["", "The first call makes interpolation matrices or plans, or the transfer function."]
 
     kinds = ("forward against the plain sum", "adjointness", "Toeplitz against explicit")
     errors: dict[str, list[float]] = {kind: [] for kind in kinds}
     some = torch.arange(0, len(k), 101)
     truth = _plain_sum(maps * x, k[some])
     for name in names:
-        A = explicit[name]
+        A = operators[name]
         ax, ahy = A(x), A.adjoint(y)
         gap = torch.vdot(_wide(y), _wide(ax)) - torch.vdot(_wide(ahy), _wide(x))
         found = (
             _relative(ax[:, some], truth),
             float(gap.abs() / (ax.norm() * y.norm())),
-            _relative(toeplitz[name].normal(x), A.normal(x)),
+            _relative(A.normal(x), A.adjoint(ax)),
         )
         for kind, value in zip(kinds, found, strict=True):
             errors[kind].append(value)

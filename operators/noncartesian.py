@@ -9,7 +9,7 @@ On the positions of the Cartesian grid this is `operators.fft.fftc`, to the fact
 
 The sum is computed by a non-uniform FFT of one of two packages, which are imported when they are needed:
 
-- torchkbnufft, on every device torch knows: relative error 5e-5.
+- torchkbnufft, on every device torch knows: relative error 1e-6, or 1e-11 for complex128.
 - finufft, on the CPU, several times as fast: relative error 2e-7, or 1e-12 for complex128.
 
 ``AᴴA`` does not need either. Without the coils it is a convolution of the image with the trajectory's point
@@ -26,7 +26,6 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,12 +41,11 @@ ENGINES = ("auto", "torchkbnufft", "finufft")
 
 # Elements a block of embedded coil images has on the CPU for each thread, as in operators.mri.
 _BLOCK = 2**18
-# Entries of torchkbnufft's interpolation table for each sample of its grid. The table is read without
-# interpolation: its own default of 2^10 leaves a relative error of 7e-4, this one 5e-5, and it still fits the
-# cache.
-_TABLE = 2**14
-# Its interpolation reaches over 6 samples of the grid, and wants a larger one.
-_SMALLEST_GRID = 12
+# Grid samples that torchkbnufft interpolates over along each dimension: the relative error is 8e-7 with 7,
+# 1e-12 with 13, and falls about tenfold with each more.
+_INTERPOLATION_POINTS = {torch.complex64: 7, torch.complex128: 13}
+# The same for density compensation.
+_DENSITY_POINTS = 6
 # Relative accuracies asked of finufft.
 _FINUFFT_ACCURACY = {torch.complex64: 1e-7, torch.complex128: 1e-12}
 # The centre of k-space that coil maps are made from: its smallest and largest side, the margin that is fitted
@@ -78,10 +76,6 @@ class NonCartesianMRI(LinearOperator):
     engine : {"auto", "torchkbnufft", "finufft"}
         Who computes the non-uniform FFT. ``auto`` is finufft on the CPU where it is installed, torchkbnufft
         otherwise.
-    toeplitz : bool
-        Whether ``AᴴA`` goes by Toeplitz embedding: exact to rounding for either engine, and several times as
-        fast. Otherwise it is the adjoint after the forward operator, with the engine's errors, and agrees
-        with these two to the last digits.
 
     Raises
     ------
@@ -111,7 +105,6 @@ class NonCartesianMRI(LinearOperator):
         *,
         weights: Tensor | None = None,
         engine: str = "auto",
-        toeplitz: bool = True,
     ):
         if not maps.is_complex():
             raise OperatorError(f"NonCartesianMRI needs complex coil maps, got {maps.dtype}.")
@@ -125,7 +118,7 @@ class NonCartesianMRI(LinearOperator):
         batch, coils, shape = maps.shape[:-3], maps.shape[-3], maps.shape[-2:]
         super().__init__(shape, (coils, len(points)), batch)
         self.image_shape: Shape = self.domain_shape
-        self._asked_engine, self._toeplitz = engine, toeplitz
+        self._asked_engine = engine
         self._engine_name = _chosen_engine(engine, maps.device)
         # Copies, so that nothing done to the caller's tensors later changes the operator.
         self.register_buffer(
@@ -201,8 +194,6 @@ class NonCartesianMRI(LinearOperator):
         return linear_function(y, self._combine, self._encode)
 
     def _normal(self, x: Tensor) -> Tensor:
-        if not self._toeplitz:
-            return self._adjoint(self._forward(x))
         return linear_function(x, self._combine_convolved, self._combine_convolved)
 
     def _encode(self, x: Tensor) -> Tensor:
@@ -321,32 +312,44 @@ class _Engine(Protocol):
 
 
 class _TorchKbNufft:
-    """torchkbnufft: Kaiser-Bessel interpolation from a grid of twice the size."""
+    """torchkbnufft: Kaiser-Bessel interpolation from a grid of twice the size, by sparse matrices.
+
+    Its other way, by tables, is less exact, and slower on the CPU, where it starts threads of which a program
+    that ends soon after is aborted.
+    """
 
     def __init__(self, shape: Shape, trajectory: Tensor, dtype: torch.dtype):
-        self._forward, self._adjoint = _interpolators(shape, dtype, trajectory.device)
-        self._omega = trajectory.T.to(dtype.to_real()).contiguous()
+        from torchkbnufft import KbNufft, KbNufftAdjoint
+
+        options = _interpolation(shape, _INTERPOLATION_POINTS[dtype])
+        self._forward = KbNufft(**options, dtype=dtype, device=trajectory.device)
+        self._adjoint = KbNufftAdjoint(**options, dtype=dtype, device=trajectory.device)
+        self._omega = trajectory.T.contiguous()
+        self._matrices = tuple(
+            matrix.to(trajectory.device, dtype.to_real())
+            for matrix in _interpolation_matrices(trajectory, options)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._forward(x[None], self._omega)[0]
+        return self._forward(x[None], self._omega, self._matrices)[0]
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self._adjoint(y[None], self._omega)[0]
+        return self._adjoint(y[None], self._omega, self._matrices)[0]
 
 
-@lru_cache(maxsize=8)
-def _interpolators(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
-    """Torchkbnufft's transforms; their tables take a while to make, and depend on no trajectory."""
-    from torchkbnufft import KbNufft, KbNufftAdjoint
+def _interpolation(shape: Shape, points: int) -> dict[str, Any]:
+    """Options of torchkbnufft that say from which grid to interpolate, and over how many of its samples."""
+    return {"im_size": shape, "grid_size": [2 * max(n, points) for n in shape], "numpoints": points}
 
-    options = {
-        "im_size": shape,
-        "grid_size": [max(2 * n, _SMALLEST_GRID) for n in shape],
-        "table_oversamp": _TABLE,
-        "dtype": dtype,
-        "device": device,
-    }
-    return KbNufft(**options), KbNufftAdjoint(**options)
+
+def _interpolation_matrices(trajectory: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Real and imaginary part of the sparse matrix from the grid to the samples, float64, on the CPU."""
+    from torchkbnufft import calc_tensor_spmatrix
+
+    # Torch wants to be told whether to check what a sparse matrix is made of, and warns otherwise.
+    with torch.sparse.check_sparse_tensor_invariants():
+        real, imaginary = calc_tensor_spmatrix(trajectory.T.contiguous().cpu(), **options)
+        return real.coalesce(), imaginary.coalesce()
 
 
 class _Finufft:
@@ -430,7 +433,7 @@ def _transfer_function(shape: Shape, trajectory: Tensor, weights: Tensor, engine
         strengths = weights.to(torch.complex128)[None]
         response = _Finufft(full, trajectory, torch.complex128).adjoint(strengths)[0]
     else:
-        # Summed directly: an error as large as torchkbnufft's could make AᴴA indefinite.
+        # Summed directly: torchkbnufft would need more memory for this than for all else.
         response = _point_spread(shape, trajectory, weights)
     size = [_fast_length(n) for n in full]
     grid = response.new_zeros(size)
@@ -486,10 +489,10 @@ def _fast_length(n: int) -> int:
 def density_compensation(trajectory: Tensor, shape: tuple[int, int], *, iterations: int = 30) -> Tensor:
     """Density compensation of any trajectory: the area of k-space that each sample stands for.
 
-    The iteration of Pipe and Menon [1]_, ``w ← w / |C w|``, where C spreads each weight over about 1.5 cells
-    of the Cartesian grid to either side, by torchkbnufft. Where samples are farther apart than that, as at
-    the edge of an undersampled trajectory, a sample does not stand for all of the gap, as it does by
-    `operators.trajectories.radial_density`.
+    The iteration of Pipe and Menon [1]_, ``w ← w / (C w)``. C is interpolation to a grid of half cells and
+    back, by torchkbnufft's matrix, and so spreads each weight over a few cells around it. Where samples are
+    farther apart than that, as at the edge of an undersampled trajectory, a sample does not stand for all of
+    the gap, as it does by `operators.trajectories.radial_density`.
 
     Parameters
     ----------
@@ -516,24 +519,17 @@ def density_compensation(trajectory: Tensor, shape: tuple[int, int], *, iteratio
     .. [1] J. G. Pipe and P. Menon, "Sampling density compensation in MRI: rationale and an iterative
        numerical solution", Magn. Reson. Med. 41:179-186, 1999.
     """
-    from torchkbnufft import calc_density_compensation_function
-
     points = _checked_trajectory(trajectory)
     _check_image_shape(shape)
     if iterations < 1:
         raise OperatorError(f"density compensation needs at least one iteration, got {iterations}")
 
-    def weights_of(points: Tensor, shape: tuple[int, int], iterations: int) -> Tensor:
-        grid = [max(2 * n, _SMALLEST_GRID) for n in shape]
-        result = calc_density_compensation_function(points.T.contiguous(), shape, iterations, grid)
-        return result.real.flatten()
-
     # The integral of C, from samples that stand for one cell each.
-    axis = torch.arange(16, dtype=torch.float64, device=points.device) * (math.pi / 8) - math.pi
-    unit = weights_of(torch.cartesian_prod(axis, axis), (16, 16), 1).mean()
+    axis = torch.arange(16, dtype=torch.float64) * (math.pi / 8) - math.pi
+    unit = 1 / _pipe_menon(torch.cartesian_prod(axis, axis), (16, 16), 1).mean()
     # An image of fewer pixels than the smallest grid has is spread over less of it.
-    stretch = math.prod(max(1.0, _SMALLEST_GRID / (2 * n)) for n in shape)
-    return weights_of(points, shape, iterations) / (unit * stretch)
+    unit = unit * math.prod(n / max(n, _DENSITY_POINTS) for n in shape)
+    return (_pipe_menon(points, shape, iterations) * unit).to(points.device)
 
 
 def gridded_centre(
@@ -646,6 +642,19 @@ def noncartesian_noise_std(y: Tensor, trajectory: Tensor) -> float:
     # Of complex Gaussian noise of standard deviation s per component, the magnitude has the median
     # sqrt(2 ln 2) s.
     return float(magnitude.double().median()) / math.sqrt(2 * math.log(2))
+
+
+def _pipe_menon(points: Tensor, shape: tuple[int, int], iterations: int) -> Tensor:
+    """Weights ``(K,)`` with ``C w`` close to 1, float64 on the CPU."""
+    real, imaginary = _interpolation_matrices(points, _interpolation(shape, _DENSITY_POINTS))
+    # The magnitude, since the matrix also has the phase of a shift in the image.
+    magnitude = torch.hypot(real.values(), imaginary.values())
+    kernel = torch.sparse_coo_tensor(real.indices(), magnitude, real.shape, check_invariants=True).coalesce()
+    adjoint = kernel.t().coalesce()
+    weights = torch.ones(len(points), 1, dtype=torch.float64)
+    for _ in range(iterations):
+        weights = weights / torch.sparse.mm(kernel, torch.sparse.mm(adjoint, weights))
+    return weights[:, 0]
 
 
 def _gridded_centre(

@@ -33,7 +33,7 @@ class AdaDiff:
     image is made consistent with the data and blended with the noisy one into a draw of the next level,
     ``x <- (sigma'^2/sigma^2) x + (1 - sigma'^2/sigma^2) x0 + sigma' sqrt(1 - sigma'^2/sigma^2) z``. The
     adaptation phase changes the prior's weights so that the denoised rapid image fits the measurement,
-    descending ``|y - A D(x)|^2``, sample by sample; the weights are what they were afterwards, also when it
+    descending ``|y - A D(x)|^2``, sample by sample; afterwards the weights are what they were, also when it
     fails. No other thread may use the prior meanwhile.
 
     Data consistency is ``x0 <- x0 + A^H (y - A x0)``, repeated. With ``weighted`` it stops short of the

@@ -39,10 +39,10 @@ class ScoreMRI:
     the noise they should, and the denoised image that follows is left as it is (unless the data are cleaner
     than the last level). ``"matched"`` gives the measurement the noise it lacks at the levels above,
     ``y + sqrt(sigma^2 - s^2) A w``: for ``A A^H`` a projection what was measured then has the noise of the
-    level exactly. Few predictor steps leave too much noise, however, and the clean measurement makes up for
-    it: it is the better one at hundreds of evaluations with coil maps, where ``x + A^H (y - A x)`` is a
-    gradient step and the match approximate. What was measured ends in any case as its posterior mean given
-    the rest, without a spread of its own.
+    level exactly; with coil maps ``x + A^H (y - A x)`` is a gradient step, and the match approximate. Few
+    predictor steps leave too much noise, however, which the clean measurement makes up for: it is the
+    default because a hundred evaluations give the better image with it. What was measured ends in any case
+    as its posterior mean given the rest, without a spread of its own.
 
     Parameters
     ----------

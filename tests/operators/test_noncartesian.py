@@ -42,11 +42,10 @@ every_engine = pytest.mark.parametrize(
     "engine", ["torchkbnufft", pytest.param("finufft", marks=needs_finufft)]
 )
 
-# What is promised, and what is measured with room for other sizes.
-PROMISED = {"torchkbnufft": 1e-3, "finufft": 1e-5}
-MEASURED = {
-    ("torchkbnufft", C64): 1e-4,
-    ("torchkbnufft", C128): 1e-4,
+# Relative errors, with room for other sizes and trajectories.
+ERROR = {
+    ("torchkbnufft", C64): 2e-6,
+    ("torchkbnufft", C128): 1e-11,
     ("finufft", C64): 1e-6,
     ("finufft", C128): 1e-11,
 }
@@ -94,10 +93,10 @@ def test_is_the_plain_sum(engine, shape, dtype):
     x, y = random_complex(2, *shape, dtype=dtype), random_complex(2, 3, 40, seed=2, dtype=dtype)
     A = NonCartesianMRI(maps, k, engine=engine)
     assert A.engine == engine
-    assert relative_error(A(x), plain_sum(maps * x[:, None], k)) <= MEASURED[engine, dtype]
+    assert relative_error(A(x), plain_sum(maps * x[:, None], k)) <= ERROR[engine, dtype]
     matrix = plain_sum(torch.eye(math.prod(shape), dtype=C128).reshape(-1, *shape), k).mT
     images = (y.to(C128) @ matrix.conj()).reshape(2, 3, *shape)
-    assert relative_error(A.adjoint(y), (maps.conj() * images).sum(1)) <= MEASURED[engine, dtype]
+    assert relative_error(A.adjoint(y), (maps.conj() * images).sum(1)) <= ERROR[engine, dtype]
 
 
 @every_engine
@@ -106,7 +105,7 @@ def test_is_the_plain_sum_on_a_large_image(engine):
     x = random_complex(1, 320, 319)
     A = NonCartesianMRI(torch.ones(1, 320, 319, dtype=C64), k, engine=engine)
     some = torch.arange(0, len(k), 29)
-    assert relative_error(A(x[0])[:, some], plain_sum(x, k[some])) <= PROMISED[engine] / 5
+    assert relative_error(A(x[0])[:, some], plain_sum(x, k[some])) <= ERROR[engine, C64]
 
 
 @every_engine
@@ -115,8 +114,8 @@ def test_on_the_cartesian_grid_it_is_the_fft(engine, shape):
     axes = [(torch.arange(n, dtype=torch.float64) - n // 2) * (2 * math.pi / n) for n in shape]
     maps, x = random_complex(2, *shape, seed=1), random_complex(*shape)
     A = NonCartesianMRI(maps, torch.cartesian_prod(*axes), engine=engine)
-    assert relative_error(A(x), fftc(maps * x).flatten(1)) <= 1e-4
-    assert relative_error(A.adjoint(A(x)), (maps.conj() * ifftc(fftc(maps * x))).sum(0)) <= 1e-4
+    assert relative_error(A(x), fftc(maps * x).flatten(1)) <= 3e-6
+    assert relative_error(A.adjoint(A(x)), (maps.conj() * ifftc(fftc(maps * x))).sum(0)) <= 3e-6
     torch.testing.assert_close(A.normal(x), maps.abs().square().sum(0) * x, rtol=1e-4, atol=1e-4)
 
 
@@ -134,7 +133,7 @@ def test_on_the_cartesian_grid_it_is_the_fft(engine, shape):
 def test_adjoint_matches(engine, dtype, tolerance, shape, samples, coils, batch, weighted, seed):
     weights = torch.rand(samples, generator=torch.Generator().manual_seed(seed)) if weighted else None
     maps, k = random_complex(coils, *shape, seed=seed, dtype=dtype), random_trajectory(samples, seed)
-    A = NonCartesianMRI(maps, k, weights=weights, engine=engine, toeplitz=False)
+    A = NonCartesianMRI(maps, k, weights=weights, engine=engine)
     assert check_adjoint(A, batch=batch, dtype=dtype, tolerance=tolerance, seed=seed) <= tolerance
 
 
@@ -151,8 +150,7 @@ def test_toeplitz_is_exact(engine, shape, dtype, tolerance):
     projected = ((coil_images @ wave.mT) * weights**2) @ wave.conj()
     truth = (maps.conj() * projected.reshape(2, 3, *shape)).sum(1)
     assert relative_error(A.normal(x), truth) <= tolerance
-    B = NonCartesianMRI(maps, k, weights=weights, engine=engine, toeplitz=False)
-    assert relative_error(A.normal(x), B.normal(x)) <= PROMISED[engine]
+    assert relative_error(A.normal(x), A.adjoint(A(x))) <= ERROR[engine, dtype]
 
 
 @every_engine
@@ -193,10 +191,9 @@ def test_one_set_of_maps_a_slice(engine):
 
 
 @every_engine
-@pytest.mark.parametrize("toeplitz", [True, False])
-def test_gradient_is_the_adjoint(engine, toeplitz):
+def test_gradient_is_the_adjoint(engine):
     maps, k = random_complex(2, 4, 5, seed=1, dtype=C128), random_trajectory(12)
-    A = NonCartesianMRI(maps, k, engine=engine, toeplitz=toeplitz)
+    A = NonCartesianMRI(maps, k, engine=engine)
     for apply, adjoint, shape in (
         (A, A.adjoint, (3, 4, 5)),
         (A.adjoint, A, (3, 2, 12)),
@@ -219,7 +216,7 @@ def test_precision_there_and_back(engine):
     single, normal = A(x), A.normal(x)
     double = A.to(torch.float64)(x.to(C128))
     assert double.dtype == C128
-    assert relative_error(single, double) < PROMISED[engine]
+    assert relative_error(single, double) < ERROR[engine, C64]
     assert relative_error(normal, A.normal(x.to(C128))) < 1e-6
     A.to(C64)
     # The positions were never rounded.
