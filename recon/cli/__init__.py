@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -14,6 +15,10 @@ from recon.cli.evaluate import evaluate
 from recon.cli.mri import mri
 from recon.cli.prior import prior_app
 from recon.cli.solvers import solvers
+
+# Threads that wait for each other by spinning bring a busy machine to a crawl: beside two other computations
+# on two cores the demo took more than ten minutes instead of two. OpenMP reads this when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 INTERRUPTED = 130  # the shells' exit status of a program that Ctrl-C ended
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -650,8 +651,12 @@ def test_help_does_not_wait_for_torch():
         "try:\n    main(['mri', '--help'])\nexcept SystemExit as exit_:\n    assert exit_.code == 0\n"
         "heavy = {'torch', 'numpy', 'h5py', 'matplotlib', 'operators', 'priors'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
+        # In time for OpenMP, which comes with torch: threads that spin stall each other on a busy machine.
+        "import os\nassert os.environ['OMP_WAIT_POLICY'] == 'PASSIVE'\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=environment)
 
 
 def test_exit_status_and_streams_of_the_process(prior, tmp_path):
