@@ -36,7 +36,7 @@ VARIANCE_BOUND = 0.03
 WEIGHT_BOUND = 0.02
 """Error of the weight of a mode."""
 
-EVALUATIONS = 200_000
+EVALUATIONS = 100_000
 """Network evaluations for a problem at the most, where nothing is bounded; at least 200 samples are drawn."""
 
 PARTICLES = 16_000
@@ -153,7 +153,7 @@ def samples_for(row: Row, solver: Solver, problem: TruthProblem, asked: int, bou
     """Samples of a problem: many where a bound is to be shown, fewer where a sample is costly."""
     if row.bounds(problem.name):
         # A weight of 0.3 known from n samples is uncertain by 0.46 / sqrt(n); a mean over pixels by less.
-        return bounded if len(problem.truth.weights) > 1 else max(100, 2 * bounded // 5)
+        return bounded if len(problem.truth.weights) > 1 else max(100, bounded // 5)
     if row.samples is not None:
         return row.samples
     return max(200, min(asked, EVALUATIONS // max(1, getattr(solver, "nfe", 1))))
@@ -180,7 +180,10 @@ def run(
         report = TruthReport(parts[0].settings, tuple(part.results[0] for part in parts))
         reports.append((row, report))
         seconds = time.process_time() - start
-        print(f"{report.settings['name']}, {row.label}: {seconds:.0f} s", file=sys.stderr, flush=True)
+        cells = " | ".join(_short(result) for result in report.results)
+        print(
+            f"{report.settings['name']}, {row.label}: {cells}, {seconds:.0f} s", file=sys.stderr, flush=True
+        )
     return reports
 
 
@@ -287,10 +290,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.posterior_truth", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument(
-        "--samples", type=int, default=1000, help="samples a problem at the most (default: 1000)"
+        "--samples", type=int, default=400, help="samples a problem at the most (default: 400)"
     )
     parser.add_argument(
-        "--bounded", type=int, default=5000, help="samples where a bound is to be shown (default: 5000)"
+        "--bounded",
+        type=int,
+        default=5000,
+        help="samples where the weights of modes have a bound; a fifth of it for other bounds "
+        "(default: 5000)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
     parser.add_argument("--only", nargs="+", metavar="SOLVER", help="these solvers only")
