@@ -4,7 +4,8 @@
 
 One multi-coil slice with simulated coils, an equispaced mask, DDS at its defaults. Everything is timed in
 turn within one process, and medians are compared, so that a machine whose speed drifts does not tilt a ratio.
-The peak memory is read from fresh processes, one for each number of samples.
+The peak memory is read from fresh processes, one for each number of samples. A step of DPS, which needs the
+gradient of the network, is timed beside a step of DDS, and its memory read in the same way.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -28,8 +30,14 @@ from recon.sampling import reconstruct
 from recon.scale import Scale
 from recon.solvers.base import KeyedNoise, Problem
 from recon.solvers.dds import DDS
+from recon.solvers.dps import DPS
 
 NOISE = 0.005
+
+STEPS: dict[str, DDS | DPS] = {
+    "DDS": DDS(nfe=10),
+    "DPS": DPS(nfe=10),
+}
 
 
 def phantom(size: int) -> torch.Tensor:
@@ -104,14 +112,39 @@ def measure(arguments: argparse.Namespace) -> None:
         print(f"{label:46s} {statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})")
 
 
+def peak(arguments: argparse.Namespace, count: int, solver: str = "DDS") -> int:
+    """Peak memory in MiB of a fresh process that draws samples; of one that only prepares to, for none."""
+    command = [sys.executable, "-m", "benchmarks.overhead", "--peak-of", str(count), "--solver", solver]
+    for name in ("coils", "size", "prior", "precision"):
+        command += [f"--{name}", str(getattr(arguments, name))]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 def memory(arguments: argparse.Namespace) -> None:
     """Print the peak memory of fresh processes that draw more and more samples."""
     for count in (1, 2, 4, 8):
-        command = [sys.executable, "-m", "benchmarks.overhead", "--peak-of", str(count)]
-        for name in ("coils", "size", "prior", "precision"):
-            command += [f"--{name}", str(getattr(arguments, name))]
-        peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        print(f"peak memory, {count} samples           {peak.strip()} MiB")
+        print(f"peak memory, {count} samples           {peak(arguments, count)} MiB")
+
+
+@torch.no_grad()
+def steps(arguments: argparse.Namespace) -> None:
+    """Print time and memory of a step of DPS beside those of DDS."""
+    y, operator, prior = setting(arguments)
+    scale = Scale.estimate(y, operator, prior.contract.level)
+    problem = Problem(scale.apply(y), operator, NOISE / scale.factor)
+    noise = KeyedNoise(0, "benchmark", [0], tuple(operator.domain_shape), y.dtype, y.device)
+    columns: dict[str, list[float]] = {name: [] for name in STEPS}
+    for _ in range(arguments.repetitions + 1):  # the first round warms up
+        for name, solver in STEPS.items():
+            columns[name].append(timed(lambda s=solver: s.sample(problem, prior, noise)) / solver.nfe)  # type: ignore[misc]
+    idle = peak(arguments, 0)
+    for name, values in columns.items():
+        ratios = [own / dds for own, dds in zip(values[1:], columns["DDS"][1:], strict=True)]
+        print(
+            f"a step of {name:20s}          {1e3 * statistics.median(values[1:]):.0f} ms, "
+            f"{statistics.median(ratios):.2f} of DDS ({min(ratios):.2f}–{max(ratios):.2f}), "
+            f"peak memory {peak(arguments, 1, name) - idle} MiB above what data and prior take"
+        )
 
 
 def main() -> None:
@@ -123,13 +156,17 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--peak-of", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--solver", default="DDS", choices=STEPS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak_of is None:
         measure(arguments)
         memory(arguments)
+        steps(arguments)
         return
     y, operator, prior = setting(arguments)
-    reconstruct(y, operator, prior, DDS(nfe=4), arguments.peak_of, noise_std=NOISE)
+    if arguments.peak_of:
+        solver = replace(STEPS[arguments.solver], nfe=4)
+        reconstruct(y, operator, prior, solver, arguments.peak_of, noise_std=NOISE)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 

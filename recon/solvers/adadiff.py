@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from priors.base import ScorePrior
+from priors.sampling import karras_levels
 from recon.solvers.base import (
     KeyedNoise,
     Needs,
@@ -22,7 +23,6 @@ from recon.solvers.base import (
     check_finite,
     check_needs,
 )
-from recon.solvers.schedule import karras_sigmas
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class AdaDiff:
         known = prior.contract
         high = min(known.sigma_max, 2 * known.level if self.sigma_max is None else self.sigma_max)
         low = max(known.sigma_min, min(noise_std, high) if self.sigma_min is None else self.sigma_min)
-        return karras_sigmas(self.levels, high, low)
+        return karras_levels(self.levels, high, low)
 
     def sample(
         self,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from operators.base import LinearOperator, seeded_noise
 from priors.base import ScorePrior
+from priors.level import image_level
 from recon.errors import ReconError
 from recon.solvers.cg import cg
 
@@ -59,6 +60,18 @@ class Problem:
     def unfolded(self) -> Tensor:
         """Image after :data:`WARM_START_STEPS` conjugate-gradient steps on ``A^H A x = A^H y``."""
         return cg(self.operator.normal, self.adjoint_y, max_iter=WARM_START_STEPS).x
+
+    @cached_property
+    def level(self) -> float:
+        """Level of the unfolded image (:func:`priors.level.image_level`); of one a coil, their RMS."""
+        return float(image_level(self.unfolded).square().mean().sqrt()) or 1.0
+
+    @cached_property
+    def gain(self) -> float:
+        """Root mean square of the operator's singular values, by what it does to an image of white noise."""
+        image = self.adjoint_y
+        z = seeded_noise(tuple(image.shape), image.dtype, seed=0).to(image.device)
+        return float(torch.linalg.vector_norm(self.operator(z)) / torch.linalg.vector_norm(z))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from priors.base import ScorePrior
+from priors.sampling import karras_levels
 from recon.solvers.base import (
     KeyedNoise,
     Needs,
@@ -23,7 +24,7 @@ from recon.solvers.base import (
     data_noise,
 )
 from recon.solvers.cg import cg, cg_steps
-from recon.solvers.schedule import karras_sigmas, noise_levels
+from recon.solvers.schedule import noise_levels
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ class DAPS:
     def flow(self, prior: ScorePrior, x: Tensor, sigma: float) -> Tensor:
         """Euler steps of the probability-flow ODE from ``sigma`` to zero, ``dx/dsigma = (x - D) / sigma``."""
         for upper, lower in pairwise(
-            karras_sigmas(self.ode_steps, sigma, min(sigma, prior.contract.sigma_min))
+            karras_levels(self.ode_steps, sigma, min(sigma, prior.contract.sigma_min))
         ):
             denoised = prior.denoise(x, upper)
             x = denoised + lower / upper * (x - denoised)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from priors.base import ScorePrior
+from priors.sampling import karras_levels
 from recon.solvers.base import (
     KeyedNoise,
     Needs,
@@ -23,7 +24,6 @@ from recon.solvers.base import (
     data_noise,
 )
 from recon.solvers.cg import cg, cg_steps
-from recon.solvers.schedule import karras_sigmas
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class PnPDM:
     def prior_step(self, prior: ScorePrior, z: Tensor, rho: float, draw: Callable[[], Tensor]) -> Tensor:
         """Sample of ``p(x | z)``, ``z = x + rho e``: reverse diffusion from level rho, begun at z."""
         x = z
-        for sigma, lower in pairwise(karras_sigmas(self.steps, rho, min(rho, prior.contract.sigma_min))):
+        for sigma, lower in pairwise(karras_levels(self.steps, rho, min(rho, prior.contract.sigma_min))):
             denoised = prior.denoise(x, sigma)
             x = denoised + (lower / sigma) ** 2 * (x - denoised)
             if lower > 0:

@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from priors.base import ScorePrior
+from priors.sampling import karras_levels
 from recon.solvers.base import (
     KeyedNoise,
     Needs,
@@ -21,7 +22,6 @@ from recon.solvers.base import (
     check_finite,
     check_needs,
 )
-from recon.solvers.schedule import karras_sigmas
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Replacement:
         known = prior.contract
         high = min(known.sigma_max, self.sigma_max or math.inf)
         low = max(known.sigma_min, min(noise_std, high) if self.sigma_min is None else self.sigma_min)
-        return karras_sigmas(self.levels, high, low)
+        return karras_levels(self.levels, high, low)
 
     def sample(
         self,

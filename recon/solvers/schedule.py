@@ -5,21 +5,8 @@ from __future__ import annotations
 import torch
 
 from priors.base import Contract
+from priors.sampling import karras_levels
 from recon.errors import ReconError
-
-
-def karras_sigmas(nfe: int, sigma_max: float, sigma_min: float, rho: float = 7.0) -> list[float]:
-    """Levels with ``sigma^(1/rho)`` spaced evenly, and a final zero (Karras et al. 2022, Eq. 5).
-
-    Returns ``nfe + 1`` levels: one network evaluation at each but the last.
-    """
-    if nfe < 1:
-        raise ReconError(f"the number of network evaluations must be at least 1, got {nfe}")
-    if not 0 < sigma_min <= sigma_max:
-        raise ReconError(f"need 0 < sigma_min <= sigma_max, got {sigma_min} and {sigma_max}")
-    ramp = torch.linspace(0, 1, nfe, dtype=torch.float64) if nfe > 1 else torch.zeros(1, dtype=torch.float64)
-    levels = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
-    return [*levels.tolist(), 0.0]
 
 
 def vp_linear_sigmas(
@@ -59,4 +46,4 @@ def noise_levels(
     if sigma_min is None:
         known = min(noise_std, sigma_max) if noise_std > 0 else 0.0
         sigma_min = max(contract.sigma_min, known)
-    return karras_sigmas(nfe, sigma_max, sigma_min)
+    return karras_levels(nfe, sigma_max, sigma_min)

@@ -7,12 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from operators.base import seeded_noise
 from priors.base import ScorePrior
-from priors.level import image_level
 from recon.solvers.base import (
     KeyedNoise,
     Needs,
@@ -79,7 +76,7 @@ class Tikhonov:
             raise SolverError(
                 f"Tikhonov needs a positive noise level, got {problem.noise_std}; or set its weight"
             )
-        return 4.3 * math.sqrt(_gain(problem)) * (problem.noise_std / _level(problem)) ** 1.5
+        return 4.3 * math.sqrt(problem.gain) * (problem.noise_std / problem.level) ** 1.5
 
     def sample(
         self,
@@ -117,15 +114,3 @@ class Tikhonov:
         if on_step is not None and done < self.iterations:
             on_step(self.iterations, self.iterations)
         return Solution(x.expand(len(noise.samples), *x.shape), 0)
-
-
-def _level(problem: Problem) -> float:
-    """Level of the image as conjugate gradients show it; of one a coil, their root mean square."""
-    return float(image_level(problem.unfolded).square().mean().sqrt()) or 1.0
-
-
-def _gain(problem: Problem) -> float:
-    """Root mean square of the operator's singular values, by what it does to one image of white noise."""
-    image = problem.adjoint_y
-    z = seeded_noise(tuple(image.shape), image.dtype, seed=0).to(image.device)
-    return float(torch.linalg.vector_norm(problem.operator(z)) / torch.linalg.vector_norm(z))

@@ -10,9 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from operators.base import seeded_noise
 from priors.base import ScorePrior
-from priors.level import image_level
 from recon.solvers.base import (
     KeyedNoise,
     Needs,
@@ -88,7 +86,7 @@ class TotalVariation:
             raise SolverError(
                 f"TotalVariation needs a positive noise level, got {problem.noise_std}; or set its weight"
             )
-        return 1.6 * math.sqrt(_gain(problem) / _level(problem)) * problem.noise_std**1.5
+        return 1.6 * math.sqrt(problem.gain / problem.level) * problem.noise_std**1.5
 
     def sample(
         self,
@@ -116,7 +114,7 @@ class TotalVariation:
         lipschitz = (NORM_MARGIN * problem.norm) ** 2
         # The paper's step of the dual: the range of the dual over the distance of the primal from its start,
         # each up to a constant. Measured on images of the brain, 0.2 to 0.4 is best.
-        tau = 0.3 * weight / _level(problem)
+        tau = 0.3 * weight / problem.level
         x = average = ahead = problem.unfolded
         p = torch.zeros_like(gradient(x))
         for t in range(1, self.iterations + 1):
@@ -130,18 +128,6 @@ class TotalVariation:
             if on_step is not None:
                 on_step(t, self.iterations)
         return Solution(average.expand(len(noise.samples), *x.shape), 0)
-
-
-def _level(problem: Problem) -> float:
-    """Level of the image as conjugate gradients show it; of one a coil, their root mean square."""
-    return float(image_level(problem.unfolded).square().mean().sqrt()) or 1.0
-
-
-def _gain(problem: Problem) -> float:
-    """Root mean square of the operator's singular values, by what it does to one image of white noise."""
-    image = problem.adjoint_y
-    z = seeded_noise(tuple(image.shape), image.dtype, seed=0).to(image.device)
-    return float(torch.linalg.vector_norm(problem.operator(z)) / torch.linalg.vector_norm(z))
 
 
 def gradient(x: Tensor) -> Tensor:

@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from operators.base import seeded_noise
 from priors.base import ScorePrior
-from priors.level import image_level
 from recon.solvers.base import (
     KeyedNoise,
     Needs,
@@ -102,7 +100,7 @@ class L1Wavelet:
             raise SolverError(
                 f"L1Wavelet needs a positive noise level, got {problem.noise_std}; or set its weight"
             )
-        return 3.0 * math.sqrt(_gain(problem) / _level(problem)) * problem.noise_std**1.5
+        return 3.0 * math.sqrt(problem.gain / problem.level) * problem.noise_std**1.5
 
     def sample(
         self,
@@ -151,18 +149,6 @@ class L1Wavelet:
                 on_step(index + 1, self.iterations)
         image = x[..., :height, :width]
         return Solution(image.expand(len(noise.samples), *image.shape), 0)
-
-
-def _level(problem: Problem) -> float:
-    """Level of the image as conjugate gradients show it; of one a coil, their root mean square."""
-    return float(image_level(problem.unfolded).square().mean().sqrt()) or 1.0
-
-
-def _gain(problem: Problem) -> float:
-    """Root mean square of the operator's singular values, by what it does to one image of white noise."""
-    image = problem.adjoint_y
-    z = seeded_noise(tuple(image.shape), image.dtype, seed=0).to(image.device)
-    return float(torch.linalg.vector_norm(problem.operator(z)) / torch.linalg.vector_norm(z))
 
 
 class WaveletTransform:

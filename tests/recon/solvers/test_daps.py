@@ -9,10 +9,10 @@ import torch
 
 from operators import LinearOperator, MulticoilMRI, SinglecoilMRI
 from priors import Contract, GaussianPrior, PriorError, ScorePrior
+from priors.sampling import karras_levels
 from recon import ReconError
 from recon.solvers.base import KeyedNoise, Problem, SolverError
 from recon.solvers.daps import DAPS, data_noise
-from recon.solvers.schedule import karras_sigmas
 from tests.operators.helper import dense
 
 SHAPE, N, COILS = (4, 3), 12, 3
@@ -86,7 +86,7 @@ def moments_by_recursion(daps, given, prior):
     largest = float(torch.linalg.eigvalsh(A.mH @ A).max())
     for index, (sigma, lower) in enumerate(pairwise(sigmas)):
         # The ODE by Euler steps, x' = x + (s' - s) (x - D) / s.
-        ladder = karras_sigmas(daps.ode_steps, sigma, min(sigma, prior.contract.sigma_min))
+        ladder = karras_levels(daps.ode_steps, sigma, min(sigma, prior.contract.sigma_min))
         for s, t in pairwise(ladder):
             slope = IDENTITY + (t - s) / s * (IDENTITY - C @ torch.linalg.inv(C + s**2 * IDENTITY))
             mean, covariance = m + slope @ (mean - m), slope @ covariance @ slope.mH

@@ -8,9 +8,9 @@ import torch
 
 from operators import MulticoilMRI
 from priors import Contract, GaussianPrior, PriorError, ScorePrior
+from priors.sampling import karras_levels
 from recon.solvers.base import KeyedNoise, Problem, SolverError
 from recon.solvers.pnp_dm import PnPDM
-from recon.solvers.schedule import karras_sigmas
 from tests.operators.helper import dense
 
 SHAPE, N, COILS = (4, 3), 12, 3
@@ -84,7 +84,7 @@ def moments_by_recursion(pnp, given, prior):
         covariance = inverse @ covariance @ inverse.mH / rho**4 + inverse
         if rho not in reverse:
             slope, added = IDENTITY, 0 * IDENTITY
-            for sigma, lower in pairwise(karras_sigmas(pnp.steps, rho, min(rho, prior.contract.sigma_min))):
+            for sigma, lower in pairwise(karras_levels(pnp.steps, rho, min(rho, prior.contract.sigma_min))):
                 # The ancestral step: x' given x and x0 = D, for p(x' | x0) of level lower.
                 share = (lower / sigma) ** 2
                 step = share * IDENTITY + (1 - share) * C @ torch.linalg.inv(C + sigma**2 * IDENTITY)

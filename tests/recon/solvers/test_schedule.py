@@ -7,15 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from priors.errors import PriorError
+from priors.sampling import karras_levels
 from recon import ReconError
-from recon.solvers.schedule import karras_sigmas, vp_linear_sigmas
+from recon.solvers.schedule import vp_linear_sigmas
 
 
 @settings(deadline=None, max_examples=30)
 @given(nfe=st.integers(2, 200), low=st.floats(1e-4, 0.5), ratio=st.floats(1.01, 1e5), rho=st.floats(1, 10))
 def test_karras_levels(nfe, low, ratio, rho):
     high = low * ratio
-    levels = karras_sigmas(nfe, high, low, rho)
+    levels = karras_levels(nfe, high, low, rho)
     assert len(levels) == nfe + 1
     assert levels[0] == pytest.approx(high)
     assert levels[-2] == pytest.approx(low)
@@ -29,11 +31,11 @@ def test_karras_levels(nfe, low, ratio, rho):
 def test_karras_levels_of_the_paper():
     # Eq. 5 of Karras et al. 2022 worked by hand for its own settings, sigma 80 to 0.002, rho 7.
     middle = ((80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7
-    assert karras_sigmas(3, 80, 0.002) == pytest.approx([80, middle, 0.002, 0])
+    assert karras_levels(3, 80, 0.002) == pytest.approx([80, middle, 0.002, 0])
     assert middle == pytest.approx(2.5152, rel=1e-4)
 
 
-@pytest.mark.parametrize("levels", [karras_sigmas(1, 2.0, 0.1), karras_sigmas(1, 2.0, 2.0)])
+@pytest.mark.parametrize("levels", [karras_levels(1, 2.0, 0.1), karras_levels(1, 2.0, 2.0)])
 def test_a_single_level_is_the_first(levels):
     assert levels == [pytest.approx(2.0), 0.0]
 
@@ -63,9 +65,10 @@ def test_vp_levels_are_those_of_ddpm():
 
 @pytest.mark.parametrize("nfe", [0, -3])
 def test_too_few_evaluations(nfe):
-    for schedule in (lambda: karras_sigmas(nfe, 2.0, 0.1), lambda: vp_linear_sigmas(nfe)):
-        with pytest.raises(ReconError, match=f"number of network evaluations must .*got {nfe}"):
-            schedule()
+    with pytest.raises(PriorError, match=f"number of steps must .*got {nfe}"):
+        karras_levels(nfe, 2.0, 0.1)
+    with pytest.raises(ReconError, match=f"number of network evaluations must .*got {nfe}"):
+        vp_linear_sigmas(nfe)
 
 
 def test_more_levels_than_the_process_has():
@@ -77,5 +80,5 @@ def test_more_levels_than_the_process_has():
     ("high", "low"), [(1.0, 2.0), (1.0, 0.0), (1.0, -1.0), (math.nan, 0.1), (1.0, math.nan)]
 )
 def test_impossible_ends(high, low):
-    with pytest.raises(ReconError, match="need 0 < sigma_min <= sigma_max"):
-        karras_sigmas(5, high, low)
+    with pytest.raises(PriorError, match="need 0 < sigma_min <= sigma_max"):
+        karras_levels(5, high, low)
