@@ -10,7 +10,6 @@ import torch
 from operators import LinearOperator, MulticoilMRI, SinglecoilMRI
 from priors import Contract, GaussianPrior, PriorError, ScorePrior
 from priors.sampling import karras_levels
-from recon import ReconError
 from recon.solvers.base import KeyedNoise, Problem, SolverError
 from recon.solvers.daps import DAPS, data_noise
 from tests.operators.helper import dense
@@ -271,5 +270,5 @@ def test_what_it_cannot_work_with():
         DAPS().sample(problem(noise_std=0.0), gaussian_prior(), keyed([0]))
     with pytest.raises(PriorError, match=r"knows images \(4, 4\), got \(4, 3\)"):
         DAPS(nfe=2).sample(problem(), GaussianPrior(torch.zeros(4, 4, dtype=C128), variance=1.0), keyed([0]))
-    with pytest.raises(ReconError, match=r"0 < sigma_min <= sigma_max, got 0.05 and 0.01"):
+    with pytest.raises(PriorError, match=r"0 < sigma_min <= sigma_max, got 0.05 and 0.01"):
         DAPS(sigma_max=0.01).sample(problem(), gaussian_prior(), keyed([0]))
