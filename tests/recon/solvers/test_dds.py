@@ -54,7 +54,7 @@ class BasisNoise:
 def moments_of_the_code(dds, given, prior):
     """Mean and covariance per real component, from what the code makes of every unit of noise."""
     shape = given.operator.domain_shape
-    samples = dds.sample(given, prior, BasisNoise(shape, dds.nfe + 1)).samples.flatten(1)
+    samples = dds.sample(given, prior, BasisNoise(shape, 2 * dds.nfe + 1)).samples.flatten(1)
     gains = (samples[1:] - samples[0]).mT
     return samples[0], gains @ gains.mH
 
@@ -88,11 +88,15 @@ def moments_by_recursion(dds, given, prior):
             inverse = torch.linalg.pinv(normal, rtol=1e-10, hermitian=True)
             P, c = identity - inverse @ normal, inverse @ right
         else:
-            gamma = dds.weight(prior, sigma, given.noise_std)
+            gamma = sigma**2 / given.noise_std**2 if dds.gamma is None else dds.gamma
             P = torch.linalg.inv(identity + gamma * normal)
             c = gamma * P @ right
-        # DDIM: x' = x̂ + direction (x - D(x)) / sigma + fresh z.
-        if dds.step == "released":
+        # x' = x̂ + direction (x - D(x)) / sigma + fresh z, where x̂ comes of D(x) + drawn z.
+        drawn = 0.0
+        if dds.step == "renoise":
+            fresh, direction = lower, 0.0
+            drawn = dds.eta**2 * float((sigma**2 * W).diagonal().real.mean())
+        elif dds.step == "released":
             fresh, direction = dds.eta * lower, math.sqrt(1 - dds.eta**2) * lower
         else:
             fresh = dds.eta * lower * math.sqrt(1 - lower**2 / sigma**2)
@@ -100,7 +104,7 @@ def moments_by_recursion(dds, given, prior):
         slope = P @ W + direction / sigma * (identity - W)
         offset = c + (P - direction / sigma * identity) @ (identity - W) @ m
         mean = slope @ mean + offset
-        covariance = slope @ covariance @ slope.mH + fresh**2 * identity
+        covariance = slope @ covariance @ slope.mH + drawn * P @ P.mH + fresh**2 * identity
     return mean, covariance
 
 
@@ -109,12 +113,15 @@ def moments_by_recursion(dds, given, prior):
     [
         ({"gamma": 2.0, "start": "noise"}, 0.4),
         ({"gamma": 2.0, "start": "noise", "eta": 0.0}, 0.4),
-        ({"gamma": 2.0, "start": "noise", "eta": 1.0, "schedule": "vp-linear"}, 0.4),
-        ({"gamma": 2.0, "start": "noise", "step": "released"}, 0.4),
+        ({"gamma": 2.0, "start": "noise", "eta": 0.5}, 0.4),
+        ({"gamma": 2.0, "start": "noise", "step": "paper"}, 0.4),
+        ({"gamma": 2.0, "start": "noise", "step": "paper", "eta": 0.0}, 0.4),
+        ({"gamma": 2.0, "start": "noise", "step": "paper", "eta": 0.8, "schedule": "vp-linear"}, 0.4),
+        ({"gamma": 2.0, "start": "noise", "step": "released", "eta": 0.85}, 0.4),
         ({"gamma": 0.5, "start": "warm"}, 0.8),
         ({"gamma": None, "start": "warm"}, 0.8),
         ({"noise_free": True, "start": "noise"}, 0.1),
-        ({"noise_free": True, "start": "warm", "eta": 1.0}, 0.1),
+        ({"noise_free": True, "start": "warm", "step": "paper"}, 0.1),
         ({"gamma": 0.0, "start": "noise"}, 0.4),
     ],
 )
@@ -144,18 +151,28 @@ def test_samples_from_keyed_noise_have_these_moments():
 VARIANCE = torch.tensor([[0.01, 0.1], [1.0, 4.0]], dtype=torch.float64)
 
 
-def final_variances(dds):
-    prior = GaussianPrior(torch.zeros(2, 2, dtype=C128), variance=VARIANCE)
+def final_variances(dds, variance=VARIANCE):
+    prior = GaussianPrior(torch.zeros(2, 2, dtype=C128), variance=variance)
     A = SinglecoilMRI(torch.ones(2, 2)).to(C128)
     _, covariance = moments_of_the_code(dds, Problem(torch.zeros(2, 2, dtype=C128), A, 1.0), prior)
     return covariance.diagonal().real.reshape(2, 2)
 
 
+@pytest.mark.parametrize("nfe", [1, 3, 20])
+def test_without_data_the_marginal_is_the_prior(nfe):
+    # Exact whatever the number of steps, up to what the start leaves out: the image below the first noise.
+    dds = solver(nfe=nfe, gamma=0.0, start="noise", sigma_max=1000.0, sigma_min=0.05)
+    assert dds.step == "renoise"
+    left = final_variances(dds, torch.full((2, 2), 0.7, dtype=torch.float64))
+    torch.testing.assert_close(left, torch.full((2, 2), 0.7, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.85, 1.0])
-def test_without_data_the_marginal_approaches_the_prior(eta):
+def test_without_data_the_paper_s_marginal_approaches_the_prior(eta):
     errors = []
     for nfe in (20, 40, 80, 160):
-        dds = solver(nfe=nfe, gamma=0.0, eta=eta, start="noise", sigma_max=40.0, sigma_min=0.002)
+        settings = {"gamma": 0.0, "eta": eta, "step": "paper", "sigma_max": 40.0, "sigma_min": 0.002}
+        dds = solver(nfe=nfe, start="noise", **settings)
         errors.append(float((final_variances(dds) / VARIANCE - 1).abs().max()))
     # The error of the discretisation is of first order in the step.
     for coarse, fine in pairwise(errors[1:]):
@@ -187,7 +204,7 @@ def test_noise_free_form_reaches_the_data():
     assert float((x[0] - x[1]).norm()) > 0.1 * float(truth.norm())
 
 
-@pytest.mark.parametrize("step", ["paper", "released"])
+@pytest.mark.parametrize("step", ["renoise", "paper", "released"])
 def test_strong_data_are_followed_weak_ones_are_not(step):
     given, prior = problem(1.1), gaussian_prior()
     A = dense(given.operator, SHAPE)
@@ -270,7 +287,7 @@ def test_published_settings():
         ({"eta": -0.1}, r"eta must lie in \[0, 1\], got -0.1"),
         ({"start": "cold"}, "start is one of warm, noise, not 'cold'"),
         ({"schedule": "cosine"}, "schedule is one of karras, vp-linear, not 'cosine'"),
-        ({"step": "euler"}, "step is one of paper, released, not 'euler'"),
+        ({"step": "euler"}, "step is one of renoise, paper, released, not 'euler'"),
     ],
 )
 def test_impossible_settings(settings, message):
@@ -290,7 +307,7 @@ def test_the_last_level_is_that_of_the_measurement():
 
 
 def test_impossible_noise_levels():
-    with pytest.raises(ReconError, match=r"0 < sigma_min <= sigma_max, got 0.002 and 0.001"):
+    with pytest.raises(PriorError, match=r"0 < sigma_min <= sigma_max, got 0.002 and 0.001"):
         run(DDS(sigma_max=0.001), problem())
     with pytest.raises(ReconError, match=r"must lie in 1..1000, got 1001"):
         run(DDS(nfe=1001, schedule="vp-linear"), problem())
