@@ -2,8 +2,8 @@
 
 PYTHON ?= python3
 VENV = .venv
-# nibabel and finufft are tested too; astra is not installed, since nothing imports it yet.
-TEST_EXTRAS := test,nifti,finufft
+# nibabel, pydicom and finufft are tested too; astra is not installed, since nothing imports it yet.
+TEST_EXTRAS := test,nifti,dicom,finufft
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
 BIN := $(VENV)/bin

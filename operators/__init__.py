@@ -3,6 +3,9 @@
 ==============================  ========================================================================
 operators                       `LinearOperator`, `stack`, `FourierTransform`, `SinglecoilMRI`,
                                 `MulticoilMRI`, `CoilwiseMRI`
+CT                              `CTOperator`, `ParallelBeam`, `FanBeam`, `equispaced_angles`, `sparse_view`,
+                                `limited_angle`, `view_indices`, `fbp`
+CT of volumes                   `SliceStack`, `ThroughPlaneAverage`, `ConeBeam`, `ConeBeamOperator`
 tools for your own operators    `check_adjoint`, `linear_function`, `OperatorError`
 Fourier transforms              `fftc`, `ifftc`
 sampling masks                  `Mask`, `make_mask`, `mask_from_array`, `mask_from_kspace`
@@ -19,8 +22,21 @@ simulation                      `birdcage_maps`, `random_smooth_maps`, `smooth_p
 from operators.base import LinearOperator, linear_function, stack
 from operators.checks import check_adjoint
 from operators.coil_compression import compress_coils, compression_matrix
+from operators.cone_beam import ConeBeamOperator
+from operators.ct import CTOperator
+from operators.ct_geometry import (
+    ConeBeam,
+    FanBeam,
+    ParallelBeam,
+    equispaced_angles,
+    limited_angle,
+    sparse_view,
+    view_indices,
+)
+from operators.ct_volume import SliceStack, ThroughPlaneAverage
 from operators.errors import OperatorError
 from operators.espirit import CalibrationResidual, CalibrationWarning, calibration_residual, espirit_maps
+from operators.fbp import fbp
 from operators.fft import FourierTransform, fftc, ifftc
 from operators.gfactor import NoiseAmplification, noise_amplification
 from operators.masks import Mask, make_mask, mask_from_array, mask_from_kspace
@@ -39,11 +55,16 @@ from operators.prewhitening import (
 )
 from operators.simulation import add_noise, birdcage_maps, random_smooth_maps, simulate_kspace, smooth_phase
 from operators.trajectories import radial, spiral
+from operators.weighting import Weighting
 
 __all__ = [
+    "CTOperator",
     "CalibrationResidual",
     "CalibrationWarning",
     "CoilwiseMRI",
+    "ConeBeam",
+    "ConeBeamOperator",
+    "FanBeam",
     "FourierTransform",
     "LinearOperator",
     "Mask",
@@ -51,7 +72,11 @@ __all__ = [
     "NoiseAmplification",
     "NonCartesianMRI",
     "OperatorError",
+    "ParallelBeam",
     "SinglecoilMRI",
+    "SliceStack",
+    "ThroughPlaneAverage",
+    "Weighting",
     "add_noise",
     "birdcage_maps",
     "calibration_residual",
@@ -59,9 +84,12 @@ __all__ = [
     "compress_coils",
     "compression_matrix",
     "density_compensation",
+    "equispaced_angles",
     "espirit_maps",
+    "fbp",
     "fftc",
     "ifftc",
+    "limited_angle",
     "linear_function",
     "make_mask",
     "mask_from_array",
@@ -77,6 +105,8 @@ __all__ = [
     "random_smooth_maps",
     "simulate_kspace",
     "smooth_phase",
+    "sparse_view",
     "spiral",
     "stack",
+    "view_indices",
 ]

@@ -132,6 +132,32 @@ class LinearOperator(nn.Module):
         self._check(x, self.domain_shape, "the domain")
         return self._normal(x)
 
+    def direct_inverse(self, y: Tensor, filter: str = "ram-lak") -> Tensor:
+        """Invert by a formula, without iterations, as filtered back-projection does.
+
+        Parameters
+        ----------
+        y : Tensor
+            Shape ``(..., *range_shape)``.
+        filter : str
+            Of filtered back-projection; other formulas have none and disregard it.
+
+        Returns
+        -------
+        Tensor
+            Shape ``(..., *domain_shape)``; as near to ``x`` as the formula and the data allow.
+
+        Raises
+        ------
+        OperatorError
+            If the shape does not fit, or no formula is known for this operator.
+        """
+        self._check(y, self.range_shape, "the range")
+        return self._direct_inverse(y, filter)
+
+    def _direct_inverse(self, y: Tensor, filter: str) -> Tensor:
+        raise OperatorError(f"{type(self).__name__} has no direct inversion formula.")
+
     def to_image(self, x: Tensor) -> Tensor:
         """Make of an ``x`` ``(..., *domain_shape)`` what a person looks at: by default ``x`` itself."""
         self._check(x, self.domain_shape, "the domain")
@@ -318,6 +344,9 @@ class Composition(LinearOperator):
     def _normal(self, x: Tensor) -> Tensor:
         return self.inner.adjoint(self.outer.normal(self.inner(x)))
 
+    def _direct_inverse(self, y: Tensor, filter: str) -> Tensor:
+        return self.inner.direct_inverse(self.outer.direct_inverse(y, filter), filter)
+
 
 class Sum(LinearOperator):
     """``A + B`` of two operators with the same domain and the same range."""
@@ -359,6 +388,9 @@ class Scaled(LinearOperator):
 
     def _normal(self, x: Tensor) -> Tensor:
         return abs(self.scalar) ** 2 * self.operator.normal(x)
+
+    def _direct_inverse(self, y: Tensor, filter: str) -> Tensor:
+        return self.operator.direct_inverse(y, filter) / self.scalar
 
     def extra_repr(self) -> str:
         """The number and the shapes."""

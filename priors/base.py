@@ -35,11 +35,16 @@ class Contract:
     error_table
         Pairs ``(sigma, rms error per real component)`` measured on the objects (not the air) of held-out
         images, increasing in sigma.
+    unit
+        What the numbers in an image mean. ``"level"``: nothing by themselves, images are brought to
+        ``level`` (MR). ``"water"``: attenuation in units of that of water, ``1 + HU/1000``, so that air is 0
+        and 1 HU is 0.001. ``"object"``: 0 where there is no material and 1 where there is. Images in a
+        physical unit are real, and nothing may rescale them.
 
     Raises
     ------
     PriorError
-        If a value is out of its range.
+        If a value is out of its range, or complex images are said to have a physical unit.
     """
 
     channels: str = "complex"
@@ -50,10 +55,15 @@ class Contract:
     anatomy: tuple[str, ...] = ()
     name: str = "prior"
     error_table: tuple[tuple[float, float], ...] = ()
+    unit: str = "level"
 
     def __post_init__(self) -> None:
         if self.channels not in ("complex", "real"):
             raise PriorError(f"a prior's channels are 'complex' or 'real', not {self.channels!r}")
+        if self.unit not in ("level", "water", "object"):
+            raise PriorError(f"a prior's unit is 'level', 'water' or 'object', not {self.unit!r}")
+        if self.unit != "level" and self.channels != "real":
+            raise PriorError(f"images in the unit {self.unit!r} are real; this prior's are {self.channels}")
         if not 0 < self.sigma_min < self.sigma_max:
             raise PriorError(f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
         if not self.level > 0:
@@ -73,7 +83,11 @@ class Contract:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Contract:
-        """Rebuild a contract from :meth:`as_dict`; an unknown or missing field is an error."""
+        """Rebuild a contract from :meth:`as_dict`; an unknown or missing field is an error.
+
+        Only ``unit`` may be absent: files written before there was one hold priors of images at a level.
+        """
+        values = {"unit": "level", **values}
         check_fields(cls, values, "contract")
         table = tuple((float(s), float(e)) for s, e in values["error_table"])
         return cls(**{**values, "anatomy": tuple(values["anatomy"]), "error_table": table})

@@ -1,4 +1,8 @@
-"""Denoising score matching on patches: data augmentation, loop, validation, resume."""
+"""Denoising score matching on patches: loop, validation, resume.
+
+What the images are, and how they are varied, is said by an :class:`ImageSource`; each kind has a module of
+its own (:mod:`priors.mr_images`, :mod:`priors.ct_images`, :mod:`priors.disc_images`).
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,15 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from priors.base import Contract
 from priors.errors import PriorError
-from priors.level import image_level
 from priors.network import DenoisingUNet, NetworkPrior, NetworkSettings
 
 VALIDATION_SIGMAS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -30,7 +32,8 @@ class TrainingSettings:
     """How a prior is trained.
 
     The learning rate rises over ``warmup`` steps, stays, and falls linearly to zero over the last ``decay``
-    steps; so a run can be lengthened by resuming it with larger ``steps``.
+    steps; so a run can be lengthened by resuming it with larger ``steps``. The defaults are those of complex
+    MR images; ``unit`` and ``level`` go into the contract, the network's channels say what images are.
     """
 
     steps: int = 12000
@@ -43,6 +46,7 @@ class TrainingSettings:
     seed: int = 0
     precision: str = "bf16"
     level: float = 0.3
+    unit: str = "level"
     sigma_centre: float = 0.1
     sigma_spread: float = 1.4
     sigma_min: float = 0.002
@@ -61,93 +65,38 @@ class TrainingSettings:
             raise PriorError(f"patch {self.patch} is no multiple of {self.network.size_multiple}")
 
 
-def prepare_slices(volumes: Sequence[Tensor], level: float) -> list[Tensor]:
-    """Cut magnitude volumes ``(S, H, W)`` into slices at the prior's level, leaving out nearly empty ones.
+class ImageSource(Protocol):
+    """Where clean images to learn from come from."""
 
-    Raises
-    ------
-    PriorError
-        If a volume has another number of axes or values that are not finite, or every slice is empty.
+    def __len__(self) -> int:
+        """How many different images there are, before they are varied."""
+
+    def draw(self, batch: int, size: int, generator: torch.Generator) -> Tensor:
+        """Draw clean images in the prior's unit, varied at random.
+
+        Parameters
+        ----------
+        batch
+            How many.
+        size
+            Their height and width.
+        generator
+            Where all randomness comes from.
+
+        Returns
+        -------
+        Tensor
+            ``(batch, size, size)``, complex64 for complex priors and float32 for real ones.
+        """
+
+
+def stream_seed(seed: int, index: int) -> int:
+    """Seed of the generator for one of many things, drawn under a seed.
+
+    Torch's generator on the CPU looks at the lower 32 bits alone, so both have to be in them: seeds are set
+    apart by multiples of the golden ratio of the range (Knuth, The Art of Computer Programming 3, 6.4).
     """
-    slices = []
-    for number, volume in enumerate(volumes):
-        if volume.ndim != 3:
-            raise PriorError(f"volume {number} has shape {tuple(volume.shape)}, expected (slices, H, W)")
-        if not bool(torch.isfinite(volume).all()):
-            raise PriorError(f"volume {number} holds values that are not finite")
-        energy = (volume.double() ** 2).sum((-2, -1))
-        for index in torch.nonzero(energy > 0.05 * energy.max()).flatten().tolist():
-            image = volume[index].float()
-            slices.append(image * (level / float(image_level(image))))
-    if not slices:
-        raise PriorError("there is no image to train on: every slice is empty")
-    return slices
-
-
-def _smooth_field(shape: tuple[int, int, int], cycles: float, generator: torch.Generator) -> Tensor:
-    """Random smooth fields ``(B, n, n)`` of unit variance made of a few plane waves."""
-    batch, height, width = shape
-    waves = 6
-    frequency = cycles * torch.randn((2, batch, waves, 1, 1), generator=generator)
-    phase = 2 * math.pi * torch.rand((batch, waves, 1, 1), generator=generator)
-    y = torch.linspace(-0.5, 0.5, height)[:, None]
-    x = torch.linspace(-0.5, 0.5, width)
-    arguments = 2 * math.pi * (frequency[0] * y + frequency[1] * x) + phase
-    return arguments.cos().sum(1) * math.sqrt(2 / waves)
-
-
-def sample_patches(slices: Sequence[Tensor], batch: int, patch: int, generator: torch.Generator) -> Tensor:
-    """Draw augmented complex patches from magnitude slices.
-
-    Rotation by any angle, flips, zoom 0.65-1.5 (anisotropic by up to 10 %), gamma, brightness, a smooth bias
-    field, and a smooth random phase with a random global one.
-
-    Returns
-    -------
-    Tensor
-        ``(batch, patch, patch)``, complex64.
-    """
-
-    def uniform(low: float, high: float, size: int = batch) -> Tensor:
-        return low + (high - low) * torch.rand(size, generator=generator)
-
-    angle = uniform(-math.pi, math.pi)
-    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    zoom = torch.exp(uniform(math.log(0.65), math.log(1.5)))
-    stretch = uniform(0.95, 1.05)
-    out = torch.empty(batch, patch, patch)
-    for item in range(batch):
-        image = slices[int(torch.randint(len(slices), (1,), generator=generator))]
-        height, width = image.shape
-        # Centre the patch on a pixel of the object where a few tries find one, so that few patches are air.
-        pixel = int(torch.randint(height * width, (1,), generator=generator))
-        for _ in range(4):
-            if image.view(-1)[pixel] > 0.05:
-                break
-            pixel = int(torch.randint(height * width, (1,), generator=generator))
-        row, column = divmod(pixel, width)
-        centre = torch.tensor([(2 * column + 1) / width - 1, (2 * row + 1) / height - 1])
-        cos, sin = math.cos(float(angle[item])), math.sin(float(angle[item]))
-        sx, sy = float(zoom[item] * stretch[item]), float(zoom[item] / stretch[item])
-        rotation = torch.tensor(
-            [
-                [cos * sx * patch / width, -sin * sy * patch / width],
-                [sin * sx * patch / height, cos * sy * patch / height],
-            ]
-        )
-        rotation[:, 0] *= flip[item]
-        theta = torch.cat([rotation, centre[:, None]], dim=1)[None]
-        grid = F.affine_grid(theta, [1, 1, patch, patch], align_corners=False)
-        out[item] = F.grid_sample(image[None, None], grid, mode="bicubic", align_corners=False)[0, 0]
-    magnitude = out.clamp_min(0)
-    gamma = torch.exp(uniform(-0.3, 0.3))[:, None, None]
-    magnitude = 0.5 * (magnitude / 0.5) ** gamma
-    brightness = torch.exp(0.25 * torch.randn(batch, generator=generator))[:, None, None]
-    shape = (batch, patch, patch)
-    bias = torch.exp(uniform(0, 0.4)[:, None, None] * _smooth_field(shape, 0.4, generator))
-    phase = uniform(0, 2.5)[:, None, None] * _smooth_field(shape, 0.6, generator)
-    phase = phase + uniform(-math.pi, math.pi)[:, None, None]
-    return torch.polar(magnitude * brightness * bias, phase)
+    return (seed * 0x9E3779B1 + index) % 2**32
 
 
 def draw_sigma(settings: TrainingSettings, generator: torch.Generator) -> Tensor:
@@ -162,7 +111,10 @@ def draw_sigma(settings: TrainingSettings, generator: torch.Generator) -> Tensor
 
 def denoising_loss(prior: NetworkPrior, clean: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
     """EDM's loss ``(s^2 + d^2) / (s d)^2 |D - x0|^2``, s the noise's, d the data's (Karras et al. 2022)."""
-    channels = torch.view_as_real(clean).permute(0, 3, 1, 2).contiguous()
+    if clean.is_complex():
+        channels = torch.view_as_real(clean).permute(0, 3, 1, 2).contiguous()
+    else:
+        channels = clean[:, None]
     noise = torch.randn(channels.shape, generator=generator)
     denoised = prior.denoise_channels(channels + sigma[:, None, None, None] * noise, sigma)
     data = prior.network.settings.sigma_data
@@ -185,7 +137,7 @@ def denoising_errors(
     prior
         The denoiser.
     patches
-        Clean images ``(N, n, n)``, complex.
+        Clean images ``(N, n, n)``, complex or real as the prior's.
     sigmas
         Noise levels.
     seed
@@ -194,17 +146,17 @@ def denoising_errors(
         Over the pixels of objects alone, not those of air, which are easy and would dilute the error.
     """
     counted = patches.abs() > FOREGROUND * prior.contract.level if foreground else torch.ones(patches.shape)
+    components = 2 if patches.is_complex() else 1
     errors = []
     for index, sigma in enumerate(sigmas):
         generator = torch.Generator().manual_seed(seed + index)
         total = 0.0
         for chunk, weight in zip(patches.split(8), counted.split(8), strict=True):
-            noise = torch.complex(
-                torch.randn(chunk.shape, generator=generator), torch.randn(chunk.shape, generator=generator)
-            )
+            parts = [torch.randn(chunk.shape, generator=generator) for _ in range(components)]
+            noise = torch.complex(*parts) if components == 2 else parts[0]
             residual = (prior.denoise(chunk + sigma * noise, sigma) - chunk).abs().square()
             total += float((residual * weight).sum())
-        errors.append(math.sqrt(total / (2 * float(counted.sum()))))
+        errors.append(math.sqrt(total / (components * float(counted.sum()))))
     return errors
 
 
@@ -216,8 +168,8 @@ def learning_rate(step: int, settings: TrainingSettings) -> float:
 
 
 def train(
-    slices: Sequence[Tensor],
-    validation: Sequence[Tensor],
+    images: ImageSource,
+    validation: ImageSource,
     settings: TrainingSettings,
     folder: Path,
     on_step: Callable[[int, float], None] | None = None,
@@ -230,8 +182,9 @@ def train(
 
     Parameters
     ----------
-    slices, validation
-        Magnitude images from :func:`prepare_slices`.
+    images, validation
+        What to learn from and what to validate on, complex images or real ones as the network has two
+        channels or one.
     settings
         How to train; on resume the network's shape must be the stored one.
     folder
@@ -240,7 +193,8 @@ def train(
         Called with ``(step, loss)`` after every step.
     initial
         Prior whose weights the training starts from instead of random ones, to go on with it or to adapt it
-        to other images; its network's shape must be that of the settings. A stored state goes first.
+        to other images; its network's shape must be that of the settings. If it has another number of
+        image channels, its first and last layer are not taken over. A stored state goes first.
 
     Returns
     -------
@@ -250,16 +204,16 @@ def train(
     Raises
     ------
     PriorError
-        If there are no images, the folder cannot be written or holds another network's training or a damaged
-        state, `initial` is another network, or the loss stops being finite.
+        If the folder cannot be written or holds another network's training or a damaged state, `initial` is
+        another network, or the loss stops being finite.
     """
-    if not slices or not validation:
-        raise PriorError("training needs images to train on and images to validate on")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PriorError(f"cannot make the training's folder {folder}: {error}") from None
     contract = Contract(
+        channels="complex" if settings.network.channels == 2 else "real",
+        unit=settings.unit,
         sigma_min=settings.sigma_min,
         sigma_max=settings.sigma_max,
         level=settings.level,
@@ -269,23 +223,18 @@ def train(
         torch.manual_seed(settings.seed)
         prior = NetworkPrior(DenoisingUNet(settings.network), contract, settings.precision)
     if initial is not None:
-        if initial.network.settings != settings.network:
-            raise PriorError(
-                f"prior {initial.contract.name!r} is the network {initial.network.settings}, cannot start "
-                f"the training of {settings.network}"
-            )
-        prior.network.load_state_dict(initial.network.state_dict())
+        _start_from(prior, initial)
     average = copy.deepcopy(prior)
     optimiser = torch.optim.AdamW(
         prior.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
     )
     generator = torch.Generator().manual_seed(settings.seed + 1)
-    held_out = sample_patches(validation, 32, settings.patch, generator)
+    held_out = validation.draw(32, settings.patch, generator)
     step, spent = _restore(folder / "state.pt", prior, average, optimiser, settings)
     started = time.monotonic()
     while step < settings.steps:
-        generator.manual_seed((settings.seed << 32) + step)
-        clean = sample_patches(slices, settings.batch, settings.patch, generator)
+        generator.manual_seed(stream_seed(settings.seed, step))
+        clean = images.draw(settings.batch, settings.patch, generator)
         loss = denoising_loss(prior, clean, draw_sigma(settings, generator), generator)
         if not math.isfinite(loss.item()):
             raise PriorError(f"the training loss is not finite at step {step}; lower the learning rate")
@@ -316,6 +265,18 @@ def train(
     table = tuple(zip(VALIDATION_SIGMAS, errors, strict=True))
     average.contract = Contract.from_dict({**contract.as_dict(), "error_table": table})
     return average
+
+
+def _start_from(prior: NetworkPrior, initial: NetworkPrior) -> None:
+    """Copy the weights of ``initial``, but the first and last layer where the image channels differ."""
+    own, other = prior.network.settings, initial.network.settings
+    if replace(other, channels=own.channels, sigma_data=own.sigma_data) != own:
+        raise PriorError(
+            f"prior {initial.contract.name!r} is the network {other}, cannot start the training of {own}"
+        )
+    kept = prior.network.state_dict() if own.channels != other.channels else {}
+    ends = {key: value for key, value in kept.items() if key.startswith(("stem.", "head."))}
+    prior.network.load_state_dict({**initial.network.state_dict(), **ends})
 
 
 def _append_line(path: Path, record: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ from recon._names import check_companions
 
 if TYPE_CHECKING:
     from recon.calibration import Calibration
+    from recon.ct import CTSettings, reconstruct_sinogram
     from recon.errors import ReconError
     from recon.evaluation import evaluate
     from recon.nullspace import split_posterior
@@ -38,16 +39,19 @@ if TYPE_CHECKING:
     from recon.solvers.adadiff import AdaDiff
     from recon.solvers.annealed_langevin import AnnealedLangevin
     from recon.solvers.cg import cg
+    from recon.solvers.cgls import CGLS
     from recon.solvers.daps import DAPS
     from recon.solvers.dds import DDS
     from recon.solvers.diffpir import DiffPIR
     from recon.solvers.dps import DPS
+    from recon.solvers.filtered_backprojection import FilteredBackprojection
     from recon.solvers.pigdm import PiGDM
     from recon.solvers.pnp_dm import PnPDM
     from recon.solvers.red_diff import REDDiff
     from recon.solvers.replacement import Replacement
     from recon.solvers.score_ald import ScoreALD
     from recon.solvers.score_mri import ScoreMRI
+    from recon.solvers.sirt import SIRT
     from recon.solvers.tikhonov import Tikhonov
     from recon.solvers.total_variation import TotalVariation
     from recon.solvers.twisted_smc import TwistedSMC
@@ -64,13 +68,17 @@ except PackageNotFoundError:  # a checkout that is on the path but was not insta
     __version__ = "0+unknown"
 
 __all__ = [
+    "CGLS",
     "DAPS",
     "DDS",
     "DPS",
+    "SIRT",
     "AdaDiff",
     "AnnealedLangevin",
+    "CTSettings",
     "Calibration",
     "DiffPIR",
+    "FilteredBackprojection",
     "L1Wavelet",
     "PiGDM",
     "PnPDM",
@@ -90,6 +98,7 @@ __all__ = [
     "check_solver",
     "evaluate",
     "reconstruct",
+    "reconstruct_sinogram",
     "split_posterior",
     "summarise",
 ]
@@ -99,11 +108,14 @@ __all__ = [
 _HOMES = {
     "AdaDiff": "recon.solvers.adadiff",
     "AnnealedLangevin": "recon.solvers.annealed_langevin",
+    "CGLS": "recon.solvers.cgls",
+    "CTSettings": "recon.ct",
     "Calibration": "recon.calibration",
     "DAPS": "recon.solvers.daps",
     "DDS": "recon.solvers.dds",
     "DPS": "recon.solvers.dps",
     "DiffPIR": "recon.solvers.diffpir",
+    "FilteredBackprojection": "recon.solvers.filtered_backprojection",
     "L1Wavelet": "recon.solvers.wavelet",
     "PiGDM": "recon.solvers.pigdm",
     "PnPDM": "recon.solvers.pnp_dm",
@@ -111,6 +123,7 @@ _HOMES = {
     "REDDiff": "recon.solvers.red_diff",
     "ReconError": "recon.errors",
     "Replacement": "recon.solvers.replacement",
+    "SIRT": "recon.solvers.sirt",
     "Scale": "recon.scale",
     "ScoreALD": "recon.solvers.score_ald",
     "ScoreMRI": "recon.solvers.score_mri",
@@ -122,6 +135,7 @@ _HOMES = {
     "check_solver": "recon.truth",
     "evaluate": "recon.evaluation",
     "reconstruct": "recon.sampling",
+    "reconstruct_sinogram": "recon.ct",
     "split_posterior": "recon.nullspace",
     "summarise": "recon.summary",
 }

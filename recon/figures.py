@@ -85,6 +85,57 @@ def reconstruction_figure(
     return _save(_draw(rows, mean.shape, title), path)
 
 
+def ct_figure(
+    path: str | Path,
+    mean: np.ndarray,
+    std: np.ndarray,
+    *,
+    units: str,
+    truth: np.ndarray | None = None,
+    title: str = "",
+) -> Path:
+    """Draw one slice of a CT reconstruction and its standard deviation, and save it as PNG.
+
+    Grey goes from air to all but the brightest pixels. Standard deviation and error share one scale.
+
+    Parameters
+    ----------
+    path : str or Path
+        The PNG to write; an earlier one is replaced.
+    mean, std : numpy.ndarray
+        (H, W) real, in the same units.
+    units : str
+        Of both, such as ``"1/mm"`` or ``"HU"``.
+    truth : numpy.ndarray, optional
+        (H, W), in the same units; with it comes the error.
+    title : str
+        Printed above.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    ReconError
+        If an image is misshapen or holds NaN or infinities, or if the file cannot be written.
+    """
+    path = Path(path)
+    images = {"mean": mean, "std": std} | ({} if truth is None else {"truth": truth})
+    _check_images(path, images)
+    air = -1000.0 if units == "HU" else 0.0
+    window, _ = _window((mean if truth is None else truth) - air)
+    maps = {"Posterior std": std}
+    row = [_Panel("Posterior mean", mean - air, limit=window)]
+    if truth is not None:
+        maps["Absolute error"] = np.abs(mean - truth)
+        row.insert(0, _Panel("Reference", truth - air, limit=window))
+    scale = _colour_limit(maps.values())
+    row += [_Panel(name, image, units, "inferno", scale) for name, image in maps.items()]
+    return _save(_draw([_barred(row)], mean.shape, title), path)
+
+
 def posterior_figure(
     path: str | Path,
     mean: np.ndarray,

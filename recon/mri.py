@@ -6,7 +6,6 @@ import math
 import warnings as python_warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +21,19 @@ from operators.masks import Mask, make_mask, mask_from_array, mask_from_kspace
 from operators.mri import CoilwiseMRI, MulticoilMRI, SinglecoilMRI
 from priors.base import ScorePrior
 from priors.errors import PriorError
-from recon import __version__
 from recon.calibration import Calibration
 from recon.errors import ReconError
 from recon.io.fastmri import EmptySliceError, FastMRIFile, ReconstructionWriter, centre_crop, crop_readout
 from recon.noise import kspace_noise_std
 from recon.nullspace import split_posterior
 from recon.posterior import Posterior
+from recon.provenance import common_facts
 from recon.sampling import NOT_CALIBRATED, reconstruct
-from recon.solvers.base import Solver, settings_of
+from recon.solvers.base import Solver
 from recon.summary import summarise
 
 CALIBRATION_ROWS = 48
 """Rows of a calibration region of whole columns that are used: the middle ones, which hold the signal."""
-
-NOT_FOR_DIAGNOSIS = "research software: not for diagnostic use"
 
 
 @dataclass(frozen=True)
@@ -346,6 +343,11 @@ def reconstruct_file(
     ReconError
         Naming the file and what is wrong with it; nothing is written then.
     """
+    if prior is not None and prior.contract.unit != "level":
+        raise ReconError(
+            f"prior {prior.contract.name!r} knows images in the unit {prior.contract.unit!r}, which MR "
+            "images do not have"
+        )
     with FastMRIFile(source) as file:
         sampling = find_sampling(file, settings)
         mask = sampling.mask
@@ -496,10 +498,8 @@ def _provenance(
 ) -> dict[str, Any]:
     acs = mask.acs if isinstance(mask.acs, tuple) else (mask.acs,)
     return {
-        "notice": NOT_FOR_DIAGNOSIS,
+        **common_facts(solver, prior, prior_facts, device),
         "units": "root sum of squares of the coil images of the input",
-        "solver": settings_of(solver),
-        "prior": None if prior is None else {"name": prior.contract.name, **(prior_facts or {})},
         "seed": settings.seed,
         "num_samples": settings.num_samples,
         "mask": {
@@ -513,11 +513,6 @@ def _provenance(
         "num_coils": min(settings.num_coils or file.num_coils, file.num_coils),
         "noise_std": "estimated" if settings.noise_std is None else "given",
         "calibrated_uncertainty": False if settings.calibration is None else settings.calibration.facts,
-        "device": str(device),
-        "versions": {
-            "dis-recon": __version__,
-            **{name: version(name) for name in ("torch", "numpy", "h5py")},
-        },
     }
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from recon.cli.calibrate import calibrate
+from recon.cli.ct import ct
 from recon.cli.demo import demo
 from recon.cli.evaluate import evaluate
 from recon.cli.mri import mri
@@ -33,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(mri)
+app.command()(ct)
 app.command()(evaluate)
 app.command()(demo)
 app.command()(calibrate)
@@ -54,7 +56,7 @@ def recon(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Diffusion posterior sampling: undersampled MRI data in, an image and its uncertainty out.
+    """Diffusion posterior sampling: undersampled MRI or CT data in, an image and its uncertainty out.
 
     Research software, not for diagnostic use.
 
@@ -62,6 +64,7 @@ def recon(
 
         recon demo                      the bundled example, into demo/
         recon mri scan.h5 --out out/    your own data, in the layout of fastMRI
+        recon ct scan.mat --out out/    CT projections
         recon mri --help                masks, samples, priors
         recon solvers                   the methods and their settings
     """

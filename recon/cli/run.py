@@ -15,6 +15,7 @@ from recon.errors import ReconError
 from recon.solvers import make_solver
 
 if TYPE_CHECKING:
+    from recon.ct import CTSliceResult
     from recon.mri import SliceResult
     from recon.solvers.base import Solver
 
@@ -144,6 +145,23 @@ def posterior_picture(folder: Path, stem: str) -> Callable[[SliceResult], None]:
             measured=None if measured is None else measured.numpy(),
             invented=None if invented is None else invented.numpy(),
             truth=None if result.target is None else result.target.numpy(),
+            title=f"{stem}, slice {result.index}",
+        )
+
+    return draw
+
+
+def ct_picture(folder: Path, stem: str, units: str) -> Callable[[CTSliceResult], None]:
+    """Return a function that draws a finished slice of a CT scan into ``folder``."""
+    from recon.figures import ct_figure
+
+    def draw(result: CTSliceResult) -> None:
+        ct_figure(
+            folder / f"{stem}_{result.index:02d}.png",
+            result.mean.numpy(),
+            result.std.numpy(),
+            units=units,
+            truth=None if result.reference is None else result.reference.numpy(),
             title=f"{stem}, slice {result.index}",
         )
 

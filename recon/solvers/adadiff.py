@@ -20,8 +20,11 @@ from recon.solvers.base import (
     Problem,
     Solution,
     SolverError,
+    check_at_least,
+    check_choices,
     check_finite,
     check_needs,
+    check_positive,
 )
 
 
@@ -84,15 +87,9 @@ class AdaDiff:
     start: str = "warm"
 
     def __post_init__(self) -> None:
-        for name, low in (("levels", 1), ("projections", 1), ("adaptation_steps", 0)):
-            if not getattr(self, name) >= low:
-                raise SolverError(f"AdaDiff: {name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("learning_rate", "sigma_max", "sigma_min"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise SolverError(f"AdaDiff: {name} must be positive, got {value}")
-        if self.start not in ("warm", "zero-filled"):
-            raise SolverError(f"AdaDiff: start is one of warm, zero-filled, not {self.start!r}")
+        check_at_least(self, levels=1, projections=1, adaptation_steps=0)
+        check_positive(self, "learning_rate", "sigma_max", "sigma_min")
+        check_choices(self, start=("warm", "zero-filled"))
 
     @classmethod
     def paper(cls, **changes: object) -> AdaDiff:

@@ -16,8 +16,11 @@ from recon.solvers.base import (
     Problem,
     Solution,
     SolverError,
+    check_at_least,
+    check_choices,
     check_finite,
     check_needs,
+    check_positive,
 )
 
 
@@ -83,20 +86,14 @@ class AnnealedLangevin:
     start: str = "warm"
 
     def __post_init__(self) -> None:
-        for name in ("levels", "steps", "last_steps"):
-            if not getattr(self, name) >= 1:
-                raise SolverError(f"AnnealedLangevin: {name} must be at least 1, got {getattr(self, name)}")
+        check_at_least(self, levels=1, steps=1, last_steps=1)
         for name in ("step", "last_step"):
             if not 0 < getattr(self, name) < 4:
                 raise SolverError(
                     f"AnnealedLangevin: {name} must lie between 0 and 4, got {getattr(self, name)}"
                 )
-        for name in ("gamma", "sigma_max", "sigma_min"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise SolverError(f"AnnealedLangevin: {name} must be positive, got {value}")
-        if self.start not in ("warm", "noise"):
-            raise SolverError(f"AnnealedLangevin: start is one of warm, noise, not {self.start!r}")
+        check_positive(self, "gamma", "sigma_max", "sigma_min")
+        check_choices(self, start=("warm", "noise"))
 
     @property
     def nfe(self) -> int:

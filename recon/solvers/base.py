@@ -133,6 +133,48 @@ class Solver(Protocol):
         """Draw one sample for every item of ``noise``; call ``on_step(done, total)`` after every step."""
 
 
+def check_at_least(solver: Solver, **lowest: int) -> None:
+    """Refuse settings below their lowest values, and those that are NaN.
+
+    Raises
+    ------
+    SolverError
+        Naming the solver, the first such setting, its lowest value, and what it is.
+    """
+    for name, low in lowest.items():
+        value = getattr(solver, name)
+        if not value >= low:
+            raise SolverError(f"{type(solver).__name__}: {name} must be at least {low}, got {value}")
+
+
+def check_positive(solver: Solver, *names: str) -> None:
+    """Refuse settings that are neither ``None`` nor positive and finite.
+
+    Raises
+    ------
+    SolverError
+        Naming the solver, the first such setting, and what it is.
+    """
+    for name in names:
+        value = getattr(solver, name)
+        if value is not None and not 0 < value < math.inf:
+            raise SolverError(f"{type(solver).__name__}: {name} must be positive, got {value}")
+
+
+def check_choices(solver: Solver, **known: tuple[str, ...]) -> None:
+    """Refuse settings that are none of the known words.
+
+    Raises
+    ------
+    SolverError
+        Naming the solver, the first such setting, the words it may be, and what it is.
+    """
+    for name, words in known.items():
+        value = getattr(solver, name)
+        if value not in words:
+            raise SolverError(f"{type(solver).__name__}: {name} is one of {', '.join(words)}, not {value!r}")
+
+
 def check_needs(solver: Solver, problem: Problem, prior: ScorePrior | None) -> None:
     """Refuse a problem or a prior that a solver cannot work with.
 

@@ -19,6 +19,8 @@ from recon.solvers.base import (
     Problem,
     Solution,
     SolverError,
+    check_at_least,
+    check_choices,
     check_finite,
     check_needs,
     data_noise,
@@ -92,26 +94,14 @@ class DAPS:
     start: str = "warm"
 
     def __post_init__(self) -> None:
-        for name, low in (
-            ("ode_steps", 1),
-            ("nfe", self.ode_steps),
-            ("langevin_steps", 1),
-            ("cg_iterations", 1),
-            ("cg_tolerance", 0),
-        ):
-            if not getattr(self, name) >= low:
-                raise SolverError(f"DAPS: {name} must be at least {low}, got {getattr(self, name)}")
+        check_at_least(
+            self, ode_steps=1, nfe=self.ode_steps, langevin_steps=1, cg_iterations=1, cg_tolerance=0
+        )
         if not 0 < self.langevin_rate < 2:
             raise SolverError(f"DAPS: langevin_rate must lie between 0 and 2, got {self.langevin_rate}")
         if not 0 < self.langevin_decay <= 1:
             raise SolverError(f"DAPS: langevin_decay must lie in (0, 1], got {self.langevin_decay}")
-        for name, known in (
-            ("spread", ("prior", "sigma")),
-            ("inner", ("exact", "langevin")),
-            ("start", ("warm", "noise")),
-        ):
-            if getattr(self, name) not in known:
-                raise SolverError(f"DAPS: {name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
+        check_choices(self, spread=("prior", "sigma"), inner=("exact", "langevin"), start=("warm", "noise"))
 
     @classmethod
     def paper(cls, nfe: int = 1000, **changes: object) -> DAPS:

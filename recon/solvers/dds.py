@@ -17,6 +17,8 @@ from recon.solvers.base import (
     Problem,
     Solution,
     SolverError,
+    check_at_least,
+    check_choices,
     check_finite,
     check_needs,
 )
@@ -93,20 +95,17 @@ class DDS:
     step: str = "renoise"
 
     def __post_init__(self) -> None:
-        for name, low in (("nfe", 1), ("cg_iterations", 1), ("cg_tolerance", 0)):
-            if not getattr(self, name) >= low:
-                raise SolverError(f"DDS: {name} must be at least {low}, got {getattr(self, name)}")
+        check_at_least(self, nfe=1, cg_iterations=1, cg_tolerance=0)
         if self.gamma is not None and not self.gamma >= 0:
             raise SolverError(f"DDS: gamma must not be negative, got {self.gamma}")
         if not 0 <= self.eta <= 1:
             raise SolverError(f"DDS: eta must lie in [0, 1], got {self.eta}")
-        for name, known in (
-            ("start", ("warm", "noise")),
-            ("schedule", ("karras", "vp-linear")),
-            ("step", ("renoise", "paper", "released")),
-        ):
-            if getattr(self, name) not in known:
-                raise SolverError(f"DDS: {name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
+        check_choices(
+            self,
+            start=("warm", "noise"),
+            schedule=("karras", "vp-linear"),
+            step=("renoise", "paper", "released"),
+        )
 
     @classmethod
     def paper(cls, nfe: int = 49, **changes: object) -> DDS:

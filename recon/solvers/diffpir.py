@@ -17,6 +17,8 @@ from recon.solvers.base import (
     Problem,
     Solution,
     SolverError,
+    check_at_least,
+    check_choices,
     check_finite,
     check_needs,
 )
@@ -74,18 +76,12 @@ class DiffPIR:
     start: str = "warm"
 
     def __post_init__(self) -> None:
-        for name, low in (("nfe", 1), ("cg_iterations", 1), ("cg_tolerance", 0)):
-            if not getattr(self, name) >= low:
-                raise SolverError(f"DiffPIR: {name} must be at least {low}, got {getattr(self, name)}")
+        check_at_least(self, nfe=1, cg_iterations=1, cg_tolerance=0)
         if not self.lam > 0:
             raise SolverError(f"DiffPIR: lam must be positive, got {self.lam}")
         if not 0 <= self.zeta <= 1:
             raise SolverError(f"DiffPIR: zeta must lie in [0, 1], got {self.zeta}")
-        for name, known in (("start", ("warm", "noise")), ("schedule", ("karras", "vp-linear"))):
-            if getattr(self, name) not in known:
-                raise SolverError(
-                    f"DiffPIR: {name} is one of {', '.join(known)}, not {getattr(self, name)!r}"
-                )
+        check_choices(self, start=("warm", "noise"), schedule=("karras", "vp-linear"))
 
     @classmethod
     def paper(cls, nfe: int = 100, **changes: object) -> DiffPIR:

@@ -18,6 +18,8 @@ from recon.solvers.base import (
     Problem,
     Solution,
     SolverError,
+    check_at_least,
+    check_choices,
     check_finite,
     check_needs,
 )
@@ -75,15 +77,12 @@ class DPS:
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        if not self.nfe >= 1:
-            raise SolverError(f"DPS: nfe must be at least 1, got {self.nfe}")
+        check_at_least(self, nfe=1)
         for name in ("zeta", "travel"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise SolverError(f"DPS: {name} must not be negative, got {value}")
-        for name, known in (("start", ("warm", "noise")), ("schedule", ("karras", "vp-linear"))):
-            if getattr(self, name) not in known:
-                raise SolverError(f"DPS: {name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
+        check_choices(self, start=("warm", "noise"), schedule=("karras", "vp-linear"))
 
     @classmethod
     def paper(cls, nfe: int = 1000, **changes: object) -> DPS:

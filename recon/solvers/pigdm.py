@@ -17,6 +17,8 @@ from recon.solvers.base import (
     Problem,
     Solution,
     SolverError,
+    check_at_least,
+    check_choices,
     check_finite,
     check_needs,
 )
@@ -82,19 +84,16 @@ class PiGDM:
     start: str = "warm"
 
     def __post_init__(self) -> None:
-        for name, low in (("nfe", 1), ("cg_iterations", 1), ("cg_tolerance", 0)):
-            if not getattr(self, name) >= low:
-                raise SolverError(f"PiGDM: {name} must be at least {low}, got {getattr(self, name)}")
+        check_at_least(self, nfe=1, cg_iterations=1, cg_tolerance=0)
         if not 0 <= self.eta <= 1:
             raise SolverError(f"PiGDM: eta must lie in [0, 1], got {self.eta}")
-        for name, known in (
-            ("spread", ("sigma", "unit", "prior")),
-            ("guidance", ("score", "paper")),
-            ("schedule", ("karras", "vp-linear")),
-            ("start", ("warm", "noise")),
-        ):
-            if getattr(self, name) not in known:
-                raise SolverError(f"PiGDM: {name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
+        check_choices(
+            self,
+            spread=("sigma", "unit", "prior"),
+            guidance=("score", "paper"),
+            schedule=("karras", "vp-linear"),
+            start=("warm", "noise"),
+        )
 
     @classmethod
     def paper(cls, nfe: int = 100, **changes: object) -> PiGDM:

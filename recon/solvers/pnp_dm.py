@@ -19,6 +19,8 @@ from recon.solvers.base import (
     Problem,
     Solution,
     SolverError,
+    check_at_least,
+    check_choices,
     check_finite,
     check_needs,
     data_noise,
@@ -74,9 +76,7 @@ class PnPDM:
     start: str = "warm"
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("nfe", self.steps), ("cg_iterations", 1), ("cg_tolerance", 0)):
-            if not getattr(self, name) >= low:
-                raise SolverError(f"PnPDM: {name} must be at least {low}, got {getattr(self, name)}")
+        check_at_least(self, steps=1, nfe=self.steps, cg_iterations=1, cg_tolerance=0)
         for name in ("rho_max", "rho_min"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -85,8 +85,7 @@ class PnPDM:
             raise SolverError(f"PnPDM: rho_min {self.rho_min} is above rho_max {self.rho_max}")
         if self.decay is not None and not 0 < self.decay <= 1:
             raise SolverError(f"PnPDM: decay must lie in (0, 1], got {self.decay}")
-        if self.start not in ("warm", "noise"):
-            raise SolverError(f"PnPDM: start is one of warm, noise, not {self.start!r}")
+        check_choices(self, start=("warm", "noise"))
 
     @classmethod
     def paper(cls, nfe: int = 10000, **changes: object) -> PnPDM:

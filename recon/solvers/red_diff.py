@@ -16,6 +16,8 @@ from recon.solvers.base import (
     Problem,
     Solution,
     SolverError,
+    check_at_least,
+    check_choices,
     check_finite,
     check_needs,
 )
@@ -81,8 +83,7 @@ class REDDiff:
     sigma_min: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.nfe >= 1:
-            raise SolverError(f"REDDiff: nfe must be at least 1, got {self.nfe}")
+        check_at_least(self, nfe=1)
         if not self.lam >= 0:
             raise SolverError(f"REDDiff: lam must not be negative, got {self.lam}")
         if not self.lr > 0:
@@ -92,11 +93,7 @@ class REDDiff:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise SolverError(f"REDDiff: {name} must lie in [0, 1), got {getattr(self, name)}")
-        for name, known in (("weight", ("prior", "paper")), ("schedule", ("karras", "vp-linear"))):
-            if getattr(self, name) not in known:
-                raise SolverError(
-                    f"REDDiff: {name} is one of {', '.join(known)}, not {getattr(self, name)!r}"
-                )
+        check_choices(self, weight=("prior", "paper"), schedule=("karras", "vp-linear"))
 
     @classmethod
     def paper(cls, nfe: int = 1000, **changes: object) -> REDDiff:

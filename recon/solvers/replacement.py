@@ -19,8 +19,10 @@ from recon.solvers.base import (
     Problem,
     Solution,
     SolverError,
+    check_at_least,
     check_finite,
     check_needs,
+    check_positive,
 )
 
 
@@ -75,15 +77,10 @@ class Replacement:
     sigma_min: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("levels", "visits"):
-            if not getattr(self, name) >= 1:
-                raise SolverError(f"Replacement: {name} must be at least 1, got {getattr(self, name)}")
+        check_at_least(self, levels=1, visits=1)
         if not 0 <= self.eta <= 1:
             raise SolverError(f"Replacement: eta must lie in [0, 1], got {self.eta}")
-        for name in ("sigma_max", "sigma_min"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise SolverError(f"Replacement: {name} must be positive, got {value}")
+        check_positive(self, "sigma_max", "sigma_min")
 
     @classmethod
     def paper(cls, **changes: object) -> Replacement:

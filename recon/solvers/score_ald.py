@@ -17,8 +17,11 @@ from recon.solvers.base import (
     Problem,
     Solution,
     SolverError,
+    check_at_least,
+    check_choices,
     check_finite,
     check_needs,
+    check_positive,
 )
 
 
@@ -73,20 +76,14 @@ class ScoreALD:
     denoise: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("levels", "steps"):
-            if not getattr(self, name) >= 1:
-                raise SolverError(f"ScoreALD: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("step", "gamma", "balance", "sigma_max", "sigma_min"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise SolverError(f"ScoreALD: {name} must be positive, got {value}")
+        check_at_least(self, levels=1, steps=1)
+        check_positive(self, "step", "gamma", "balance", "sigma_max", "sigma_min")
         if self.balance is None and not self.step * (1 + 1 / self.gamma**2) < 2:
             raise SolverError(
                 f"ScoreALD: step {self.step} is unstable with gamma {self.gamma}: "
                 "step (1 + 1 / gamma^2) must be below 2"
             )
-        if self.start not in ("warm", "noise"):
-            raise SolverError(f"ScoreALD: start is one of warm, noise, not {self.start!r}")
+        check_choices(self, start=("warm", "noise"))
 
     @classmethod
     def paper(cls, **changes: object) -> ScoreALD:

@@ -19,8 +19,11 @@ from recon.solvers.base import (
     Problem,
     Solution,
     SolverError,
+    check_at_least,
+    check_choices,
     check_finite,
     check_needs,
+    check_positive,
 )
 
 
@@ -81,18 +84,9 @@ class ScoreMRI:
     consistency: str = "clean"
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 2), ("corrector_steps", 0)):
-            if not getattr(self, name) >= low:
-                raise SolverError(f"ScoreMRI: {name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("snr", "sigma_max", "sigma_min"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise SolverError(f"ScoreMRI: {name} must be positive, got {value}")
-        for name, known in (("start", ("warm", "noise")), ("consistency", ("clean", "matched", "paper"))):
-            if getattr(self, name) not in known:
-                raise SolverError(
-                    f"ScoreMRI: {name} is one of {', '.join(known)}, not {getattr(self, name)!r}"
-                )
+        check_at_least(self, steps=2, corrector_steps=0)
+        check_positive(self, "snr", "sigma_max", "sigma_min")
+        check_choices(self, start=("warm", "noise"), consistency=("clean", "matched", "paper"))
 
     @classmethod
     def paper(cls, **changes: object) -> ScoreMRI:

@@ -16,6 +16,7 @@ from recon.solvers.base import (
     Problem,
     Solution,
     SolverError,
+    check_at_least,
     check_finite,
     check_needs,
 )
@@ -51,8 +52,7 @@ class Tikhonov:
     def __post_init__(self) -> None:
         if self.weight is not None and not self.weight >= 0:
             raise SolverError(f"Tikhonov: weight must not be negative, got {self.weight}")
-        if self.iterations < 1:
-            raise SolverError(f"Tikhonov: iterations must be at least 1, got {self.iterations}")
+        check_at_least(self, iterations=1)
 
     def default_weight(self, problem: Problem) -> float:
         """Weight for a problem, ``4.3 gain^2 (s / (gain level))^1.5``.

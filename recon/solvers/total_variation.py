@@ -17,6 +17,7 @@ from recon.solvers.base import (
     Problem,
     Solution,
     SolverError,
+    check_at_least,
     check_finite,
     check_needs,
 )
@@ -64,8 +65,7 @@ class TotalVariation:
     def __post_init__(self) -> None:
         if self.weight is not None and not self.weight > 0:
             raise SolverError(f"TotalVariation: weight must be positive, got {self.weight}")
-        if self.iterations < 1:
-            raise SolverError(f"TotalVariation: iterations must be at least 1, got {self.iterations}")
+        check_at_least(self, iterations=1)
 
     def default_weight(self, problem: Problem) -> float:
         """Weight for a problem, ``1.6 gain^2 level (s / (gain level))^1.5``.

@@ -46,8 +46,10 @@ from recon.solvers.base import (
     Problem,
     Solution,
     SolverError,
+    check_at_least,
     check_finite,
     check_needs,
+    check_positive,
 )
 from recon.solvers.cg import cg
 
@@ -100,13 +102,8 @@ class TwistedSMC:
     cg_tolerance: float = 1e-4
 
     def __post_init__(self) -> None:
-        for name in ("particles", "steps", "cg_iterations"):
-            if not getattr(self, name) >= 1:
-                raise SolverError(f"TwistedSMC: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("sigma_max", "sigma_min", "cg_tolerance"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise SolverError(f"TwistedSMC: {name} must be positive, got {value}")
+        check_at_least(self, particles=1, steps=1, cg_iterations=1)
+        check_positive(self, "sigma_max", "sigma_min", "cg_tolerance")
         if not 0 <= self.resample_below <= 1:
             raise SolverError(f"TwistedSMC: resample_below must lie in [0, 1], got {self.resample_below}")
 

@@ -18,6 +18,7 @@ from recon.solvers.base import (
     Problem,
     Solution,
     SolverError,
+    check_at_least,
     check_finite,
     check_needs,
 )
@@ -77,9 +78,7 @@ class L1Wavelet:
     def __post_init__(self) -> None:
         if self.weight is not None and not self.weight > 0:
             raise SolverError(f"L1Wavelet: weight must be positive, got {self.weight}")
-        for name in ("iterations", "levels"):
-            if getattr(self, name) < 1:
-                raise SolverError(f"L1Wavelet: {name} must be at least 1, got {getattr(self, name)}")
+        check_at_least(self, iterations=1, levels=1)
 
     def default_weight(self, problem: Problem) -> float:
         """Weight for a problem, ``3 gain^2 level (s / (gain level))^1.5``.

@@ -9,7 +9,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from operators import CoilwiseMRI, FourierTransform, LinearOperator, MulticoilMRI, SinglecoilMRI, stack
+from operators import (
+    CoilwiseMRI,
+    CTOperator,
+    FanBeam,
+    FourierTransform,
+    LinearOperator,
+    MulticoilMRI,
+    ParallelBeam,
+    SinglecoilMRI,
+    SliceStack,
+    ThroughPlaneAverage,
+    stack,
+)
 
 SIZES = [(6, 8), (7, 5), (8, 9), (5, 6), (1, 4)]
 """Even, odd, mixed and degenerate image sizes."""
@@ -30,6 +42,14 @@ def multicoil(shape: tuple[int, int], mask: Tensor, *batch: int) -> MulticoilMRI
     return MulticoilMRI(random_complex(*batch, 3, *shape, seed=1), mask)
 
 
+def parallel_ct(shape: tuple[int, int], **options) -> CTOperator:
+    return CTOperator(ParallelBeam((0.0, 0.7, 2.9), 9, 1.3, 0.4), shape, 1.1, **options)
+
+
+def fan_ct(shape: tuple[int, int], detector: str, **options) -> CTOperator:
+    return CTOperator(FanBeam((0.1, 1.9, 4.0), 8, 2.5, 30, 50, -0.7, detector), shape, 1.1, **options)
+
+
 Factory = Callable[[tuple[int, int]], LinearOperator]
 
 REGISTRY: dict[str, Factory] = {
@@ -45,6 +65,13 @@ REGISTRY: dict[str, Factory] = {
     "MulticoilMRI everything": lambda s: multicoil(s, torch.ones(s)),
     "MulticoilMRI nothing": lambda s: multicoil(s, torch.zeros(s)),
     "MulticoilMRI batched maps": lambda s: multicoil(s, random_mask(s[1]), 2),
+    "CTOperator parallel": parallel_ct,
+    "CTOperator parallel, line": lambda s: parallel_ct(s, projector="line"),
+    "CTOperator wide detectors": lambda s: parallel_ct(s, rays_per_detector=3),
+    "CTOperator flat fan": lambda s: fan_ct(s, "flat"),
+    "CTOperator curved fan": lambda s: fan_ct(s, "curved"),
+    "SliceStack": lambda s: SliceStack(parallel_ct(s), 2),
+    "ThroughPlaneAverage": lambda s: ThroughPlaneAverage((5, *s), 3, step=2, profile=(1, 2, 1)),
     "adjoint": lambda s: multicoil(s, random_mask(*s)).H,
     "composition": lambda s: CoilwiseMRI(3, random_mask(*s, seed=2), s) @ multicoil(s, random_mask(*s)),
     "sum": lambda s: multicoil(s, random_mask(*s)) + multicoil(s, random_mask(s[1])),

@@ -136,12 +136,22 @@ def test_contract_survives_json():
     contract = Contract("real", 0.01, 5.0, 0.3, 8, ("brain", "knee"), "own", ((0.1, 0.05), (1.0, 0.2)))
     assert Contract.from_dict(json.loads(json.dumps(contract.as_dict()))) == contract
     assert (contract.num_channels, Contract().num_channels) == (1, 2)
+    water = Contract("real", unit="water")
+    assert Contract.from_dict(json.loads(json.dumps(water.as_dict()))) == water
+
+
+def test_contracts_written_before_there_were_units_are_of_images_at_a_level():
+    values = Contract(name="old").as_dict()
+    del values["unit"]
+    assert Contract.from_dict(values) == Contract(name="old", unit="level")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"channels": "rgb"}, "'complex' or 'real', not 'rgb'"),
+        ({"unit": "HU"}, "'level', 'water' or 'object', not 'HU'"),
+        ({"unit": "water"}, "images in the unit 'water' are real; this prior's are complex"),
         ({"sigma_min": 0.0}, "0 < sigma_min < sigma_max, got 0.0 and 20"),
         ({"sigma_min": 30.0}, "0 < sigma_min < sigma_max, got 30.0 and 20"),
         ({"sigma_max": math.nan}, "0 < sigma_min < sigma_max"),

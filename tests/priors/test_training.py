@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from priors import Contract, DenoisingUNet, NetworkPrior, NetworkSettings, PriorError
-from priors.level import image_level
+from priors.mr_images import MRImages, prepare_slices, sample_patches
 from priors.training import (
     VALIDATION_SIGMAS,
     TrainingSettings,
@@ -16,10 +16,10 @@ from priors.training import (
     denoising_loss,
     draw_sigma,
     learning_rate,
-    prepare_slices,
-    sample_patches,
+    stream_seed,
     train,
 )
+from tests.priors.training_images import disks, rng
 
 TINY = TrainingSettings(
     steps=6,
@@ -35,18 +35,6 @@ TINY = TrainingSettings(
 )
 
 
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def disks(number=3, height=40, width=36):
-    """A volume of smooth disks of different sizes, ``(number, height, width)``."""
-    y = torch.linspace(-1, 1, height)[:, None]
-    x = torch.linspace(-1, 1, width)
-    radius = torch.linspace(0.5, 0.8, number)[:, None, None]
-    return 700 * torch.sigmoid(20 * (radius - torch.hypot(y, x))) * (1 + 0.3 * torch.cos(9 * x))
-
-
 @pytest.fixture(autouse=True)
 def _one_thread():
     threads = torch.get_num_threads()
@@ -56,61 +44,17 @@ def _one_thread():
 
 
 SLICES = prepare_slices([disks()], TINY.level)
+IMAGES = MRImages(SLICES)
 
 
-# Images
-
-
-def test_slices_are_brought_to_the_level():
-    slices = prepare_slices([disks(), 1e-6 * disks(2)], TINY.level)
-    assert [tuple(image.shape) for image in slices] == 5 * [(40, 36)]
-    for image in slices:
-        assert float(image_level(image)) == pytest.approx(TINY.level, rel=1e-5)
-
-
-def test_nearly_empty_slices_are_left_out():
-    volume = disks()
-    volume[1] *= 0.1
-    assert len(prepare_slices([volume], 0.5)) == 2
-
-
-@pytest.mark.parametrize(
-    ("volumes", "message"),
-    [
-        ([], "no image to train on"),
-        ([torch.zeros(3, 8, 8)], "every slice is empty"),
-        ([disks(), disks()[0]], r"volume 1 has shape \(40, 36\), expected \(slices, H, W\)"),
-        ([disks() * math.nan], "volume 0 holds values that are not finite"),
-    ],
-)
-def test_volumes_that_cannot_be_used(volumes, message):
-    with pytest.raises(PriorError, match=message):
-        prepare_slices(volumes, 0.5)
-
-
-def test_patches():
-    patches = sample_patches(SLICES, 64, 16, rng())
-    assert patches.shape == (64, 16, 16)
-    assert patches.dtype == torch.complex64
-    assert torch.isfinite(patches.abs()).all()
-    assert 0.15 < float(image_level(patches).median()) < 0.8
-    # The global phase is uniform: no direction is preferred.
-    direction = patches.sum((1, 2))
-    assert float((direction / direction.abs()).mean().abs()) < 0.4
-    # Phase and magnitude vary smoothly, but they do vary.
-    phases = (patches[:, 1:] * patches[:, :-1].conj()).sum((1, 2)).angle().abs()
-    assert 0 < float(phases.median()) < 0.5
-    assert torch.equal(patches, sample_patches(SLICES, 64, 16, rng()))
-    assert not torch.equal(patches, sample_patches(SLICES, 64, 16, rng(1)))
-
-
-def test_patches_of_a_constant_image_show_the_intensity_changes_only():
-    # Centred in a large constant image, every rotation and zoom shows the constant.
-    magnitude = sample_patches([torch.full((400, 400), 0.5)], 32, 8, rng()).abs()
-    inside = magnitude.flatten(1).min(1).values > 0.1
-    assert inside.float().mean() > 0.9
-    spread = magnitude[inside].std((1, 2)) / magnitude[inside].mean((1, 2))
-    assert float(spread.median()) < 0.2
+def test_seeds_and_steps_have_streams_of_their_own():
+    first = {
+        float(torch.rand((), generator=torch.Generator().manual_seed(stream_seed(seed, step))))
+        for seed in (0, 1, 2, 300)
+        for step in (0, 1, 5, 10_000)
+    }
+    assert len(first) == 16
+    assert stream_seed(0, 7) == 7
 
 
 def test_noise_levels_cover_the_range():
@@ -121,6 +65,21 @@ def test_noise_levels_cover_the_range():
     assert float(sigma.median()) == pytest.approx(settings.sigma_centre, rel=0.2)
     # One in five is log-uniform: its share above 5 is log(20/5)/log(20/0.002) / 5, beside a log-normal tail.
     assert 0.02 < float((sigma > 5).float().mean()) < 0.06
+
+
+class Discs:
+    """Source of real images: one disc, brighter or darker."""
+
+    def __len__(self):
+        return 1
+
+    def draw(self, batch, size, generator):
+        x = torch.linspace(-1, 1, size)
+        disc = (torch.hypot(x, x[:, None]) < 0.7).float()
+        return disc * (0.8 + 0.4 * torch.rand(batch, 1, 1, generator=generator))
+
+
+REAL = replace(TINY, unit="object", network=NetworkSettings(channels=1, widths=(4, 8), embedding=4))
 
 
 # Settings
@@ -188,7 +147,7 @@ def test_loss_falls_and_the_result_is_a_prior(tmp_path):
         sigma_spread=0.5,
     )
     steps = []
-    prior = train(SLICES, SLICES, settings, tmp_path, lambda step, loss: steps.append(step))
+    prior = train(IMAGES, IMAGES, settings, tmp_path, lambda step, loss: steps.append(step))
     assert steps == list(range(1, 121))
     # On other patches than those it was trained and validated on.
     patches, sigma = sample_patches(SLICES, 32, 16, rng(77)), torch.full((32,), 0.3)
@@ -210,6 +169,29 @@ def test_loss_falls_and_the_result_is_a_prior(tmp_path):
     assert errors == sorted(errors)
 
 
+def test_a_real_prior_is_learned(tmp_path):
+    settings = replace(
+        REAL,
+        steps=60,
+        batch=4,
+        warmup=10,
+        decay=20,
+        validate_every=60,
+        learning_rate=1e-2,
+        ema=0.9,
+        sigma_centre=0.3,
+        sigma_spread=0.5,
+    )
+    prior = train(Discs(), Discs(), settings, tmp_path)
+    assert (prior.contract.channels, prior.contract.unit) == ("real", "object")
+    images = Discs().draw(32, 16, rng(77))
+    fresh = NetworkPrior(DenoisingUNet(REAL.network), Contract(channels="real")).requires_grad_(False)
+    sigma = torch.full((32,), 0.3)
+    losses = [float(denoising_loss(p, images, sigma, rng(78))) for p in (prior, fresh)]
+    assert losses[0] < 0.5 * losses[1]
+    assert prior.denoise(images, 0.3).dtype == torch.float32
+
+
 class Killed(Exception):  # noqa: N818 (it is no error)
     """Stands for the end of the process."""
 
@@ -217,7 +199,7 @@ class Killed(Exception):  # noqa: N818 (it is no error)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_resumed_training_is_the_uninterrupted_one(tmp_path, precision):
     settings = replace(TINY, precision=precision)
-    whole = train(SLICES, SLICES, settings, tmp_path / "whole")
+    whole = train(IMAGES, IMAGES, settings, tmp_path / "whole")
     folder = tmp_path / "resumed"
 
     def kill(at):
@@ -229,18 +211,18 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path, precision):
 
     for at in (1, 5):  # before anything was stored, and after step 4 was
         with pytest.raises(Killed):
-            train(SLICES, SLICES, settings, folder, kill(at))
+            train(IMAGES, IMAGES, settings, folder, kill(at))
     torch.manual_seed(123)  # whatever the process did in between
     resumed_at = []
-    resumed = train(SLICES, SLICES, settings, folder, lambda step, loss: resumed_at.append(step))
+    resumed = train(IMAGES, IMAGES, settings, folder, lambda step, loss: resumed_at.append(step))
     assert resumed_at == [5, 6]
     assert torch.equal(weights(resumed), weights(whole))
     assert resumed.contract == whole.contract
     assert resumed.precision == "fp32"
     assert sorted(path.name for path in folder.iterdir()) == ["curve.jsonl", "state.pt"]
     # A finished training is loaded, not trained further; with more steps it goes on.
-    assert torch.equal(weights(train(SLICES, SLICES, settings, folder)), weights(whole))
-    longer = train(SLICES, SLICES, replace(settings, steps=7), folder)
+    assert torch.equal(weights(train(IMAGES, IMAGES, settings, folder)), weights(whole))
+    longer = train(IMAGES, IMAGES, replace(settings, steps=7), folder)
     assert not torch.equal(weights(longer), weights(whole))
 
 
@@ -248,45 +230,59 @@ def test_the_seed_decides_and_the_global_random_state_is_left_alone(tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first = train(SLICES, SLICES, TINY, tmp_path / "a")
+    first = train(IMAGES, IMAGES, TINY, tmp_path / "a")
     assert torch.equal(torch.rand(3), expected)
-    assert torch.equal(weights(train(SLICES, SLICES, TINY, tmp_path / "b")), weights(first))
+    assert torch.equal(weights(train(IMAGES, IMAGES, TINY, tmp_path / "b")), weights(first))
     assert not torch.equal(
-        weights(train(SLICES, SLICES, replace(TINY, seed=1), tmp_path / "c")), weights(first)
+        weights(train(IMAGES, IMAGES, replace(TINY, seed=1), tmp_path / "c")), weights(first)
     )
 
 
 def test_another_network_in_the_folder(tmp_path):
-    train(SLICES, SLICES, TINY, tmp_path)
+    train(IMAGES, IMAGES, TINY, tmp_path)
     other = replace(TINY, network=NetworkSettings(widths=(4, 4), embedding=4))
     with pytest.raises(PriorError, match=r"state.pt holds a training of another network, .*widths=\(4, 8\)"):
-        train(SLICES, SLICES, other, tmp_path)
+        train(IMAGES, IMAGES, other, tmp_path)
 
 
 def test_a_training_starts_from_another_prior(tmp_path):
-    first = train(SLICES, SLICES, TINY, tmp_path / "first")
+    first = train(IMAGES, IMAGES, TINY, tmp_path / "first")
     still = replace(TINY, learning_rate=1e-12)
-    second = train(SLICES, SLICES, still, tmp_path / "second", initial=first)
+    second = train(IMAGES, IMAGES, still, tmp_path / "second", initial=first)
     for name, weights in first.network.state_dict().items():
         torch.testing.assert_close(second.network.state_dict()[name], weights, rtol=1e-6, atol=1e-9)
     assert any(
         not torch.equal(weights, first.network.state_dict()[name])
-        for name, weights in train(SLICES, SLICES, TINY, tmp_path / "third", initial=first)
+        for name, weights in train(IMAGES, IMAGES, TINY, tmp_path / "third", initial=first)
         .network.state_dict()
         .items()
     )
 
 
+def test_a_training_starts_from_a_prior_with_other_channels(tmp_path):
+    first = train(IMAGES, IMAGES, TINY, tmp_path / "first")
+    real = NetworkSettings(channels=1, widths=(4, 8), embedding=4, sigma_data=0.5)
+    settings = replace(REAL, network=real, learning_rate=1e-12)
+    second = train(Discs(), Discs(), settings, tmp_path / "second", initial=first)
+    taken = {name for name in second.network.state_dict() if not name.startswith(("stem.", "head."))}
+    assert len(taken) == len(second.network.state_dict()) - 4
+    for name in taken:
+        weights = first.network.state_dict()[name]
+        torch.testing.assert_close(second.network.state_dict()[name], weights, rtol=1e-6, atol=1e-9)
+    assert second.network.stem.weight.shape == (4, 4, 3, 3)
+    assert second.network.settings.sigma_data == 0.5
+
+
 def test_a_training_cannot_start_from_another_network(tmp_path):
     other = replace(TINY, network=NetworkSettings(widths=(6, 8), embedding=4))
-    first = train(SLICES, SLICES, other, tmp_path / "first")
+    first = train(IMAGES, IMAGES, other, tmp_path / "first")
     with pytest.raises(PriorError, match="cannot start the training"):
-        train(SLICES, SLICES, TINY, tmp_path / "second", initial=first)
+        train(IMAGES, IMAGES, TINY, tmp_path / "second", initial=first)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "another content"])
 def test_damaged_state(tmp_path, damage):
-    train(SLICES, SLICES, replace(TINY, steps=2), tmp_path)
+    train(IMAGES, IMAGES, replace(TINY, steps=2), tmp_path)
     state = tmp_path / "state.pt"
     if damage == "truncated":
         state.write_bytes(state.read_bytes()[:500])
@@ -295,25 +291,18 @@ def test_damaged_state(tmp_path, damage):
     else:
         torch.save({"step": 3}, state)
     with pytest.raises(PriorError, match=r"state.pt holds no training that can be resumed"):
-        train(SLICES, SLICES, TINY, tmp_path)
-
-
-@pytest.mark.parametrize(("slices", "validation"), [([], SLICES), (SLICES, []), ([], [])])
-def test_no_images(tmp_path, slices, validation):
-    with pytest.raises(PriorError, match="needs images to train on and images to validate on"):
-        train(slices, validation, TINY, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
+        train(IMAGES, IMAGES, TINY, tmp_path)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PriorError, match=r"cannot make the training's folder .*file/new"):
-        train(SLICES, SLICES, TINY, tmp_path / "file" / "new")
+        train(IMAGES, IMAGES, TINY, tmp_path / "file" / "new")
 
 
 def test_divergence_is_an_error(tmp_path):
     with pytest.raises(PriorError, match="training loss is not finite at step 0; lower the learning rate"):
-        train([SLICES[0] * math.inf], SLICES, TINY, tmp_path)
+        train(MRImages([SLICES[0] * math.inf]), IMAGES, TINY, tmp_path)
 
 
 def test_loss_of_the_untrained_network_is_known():
@@ -339,3 +328,12 @@ def test_errors_of_objects_alone():
     ]
     objects = denoising_errors(prior, clean, (sigma,), foreground=True)
     assert objects == [pytest.approx(math.sqrt(left + missing), rel=0.03)]
+
+
+def test_loss_and_errors_of_real_images_are_known():
+    data, sigma = REAL.network.sigma_data, 0.1
+    prior = NetworkPrior(DenoisingUNet(REAL.network), Contract(channels="real")).requires_grad_(False)
+    clean = data * torch.randn(64, 16, 16, generator=rng(55))
+    assert float(denoising_loss(prior, clean, torch.full((64,), sigma), rng(1))) == pytest.approx(1, rel=0.03)
+    error = data * sigma / math.hypot(data, sigma)
+    assert denoising_errors(prior, clean, (sigma,)) == [pytest.approx(error, rel=0.03)]

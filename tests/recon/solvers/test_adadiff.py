@@ -2,75 +2,43 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
-from operators import CoilwiseMRI, MulticoilMRI, SinglecoilMRI
-from priors import Contract, DenoisingUNet, GaussianPrior, NetworkPrior, NetworkSettings, ScorePrior
+from operators import SinglecoilMRI
+from priors import Contract, DenoisingUNet, NetworkPrior, NetworkSettings, ScorePrior
 from recon.solvers.adadiff import AdaDiff
-from recon.solvers.base import KeyedNoise, Problem, SolverError
+from recon.solvers.base import Problem, SolverError
 from tests.operators.helper import dense
+from tests.recon.solvers import helper
+from tests.recon.solvers.helper import (
+    C128,
+    Counting,
+    covariance_of,
+    keyed_noise,
+    moments_of_the_code,
+    normalised_coils_problem,
+    randn,
+    random_mask,
+)
 
 SHAPE, N = (5, 4), 20
-C128 = torch.complex128
 
-
-def randn(*shape, seed=0, dtype=C128):
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
-def mask():
-    return torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < 0.5
-
-
-def gaussian_prior():
-    root = randn(N, N, seed=1) / math.sqrt(N)
-    return GaussianPrior(randn(*SHAPE, seed=2), covariance=root @ root.mH, sigma_min=0.02)
-
-
-def problem(noise_std=0.2, norm=1.0):
-    maps = randn(3, *SHAPE, seed=4)
-    A = MulticoilMRI(norm * maps / maps.abs().square().sum(0).sqrt(), mask())
-    return Problem(mask() * randn(3, *SHAPE, seed=5), A, noise_std)
-
-
-def keyed(items=(0,), shape=SHAPE, dtype=C128):
-    return KeyedNoise(0, "", items, shape, dtype, torch.device("cpu"))
-
-
-class BasisNoise:
-    """In place of keyed noise: item 0 has none, the others one unit vector each, at one step each."""
-
-    def __init__(self, steps):
-        self.items = 1 + steps * N
-
-    def __call__(self, step):
-        noise = torch.zeros(self.items, N, dtype=C128)
-        first = 1 + step * N
-        noise[first : first + N] = torch.eye(N)
-        return noise.reshape(self.items, *SHAPE)
-
-
-def samples_of(solver, given, prior, noise):
-    """Samples from noise of any kind."""
-    return solver.sample(given, prior, noise).samples
-
-
-def moments_of_the_code(solver, given, prior):
-    """Mean and covariance per real component, from what the code makes of every unit of noise."""
-    samples = samples_of(solver, given, prior, BasisNoise(solver.levels + 1)).flatten(1)
-    gains = (samples[1:] - samples[0]).mT
-    return samples[0], gains @ gains.mH
+mask = partial(random_mask, SHAPE)
+gaussian_prior = partial(helper.gaussian_prior, SHAPE, sigma_min=0.02)
+problem = partial(normalised_coils_problem, SHAPE)
+keyed = partial(keyed_noise, SHAPE)
 
 
 def moments_by_recursion(solver, given, prior):
     """The same by dense linear algebra."""
     A, identity = dense(given.operator, SHAPE), torch.eye(N, dtype=C128)
     normal, right = A.mH @ A, A.mH @ given.y.flatten()
-    m, C = prior.mean.flatten(), (prior.basis * prior.values) @ prior.basis.mH
+    m, C = prior.mean.flatten(), covariance_of(prior)
     sigmas = solver.sigmas(prior, given.noise_std)
     mean = given.unfolded.flatten() if solver.start == "warm" else right
     covariance = sigmas[0] ** 2 * identity
@@ -100,10 +68,8 @@ def moments_by_recursion(solver, given, prior):
 def test_rapid_phase_is_equal_to_the_dense_recursion(noise_std, settings):
     solver = AdaDiff(**{"levels": 5, "projections": 4, **settings})
     given, prior = problem(noise_std), gaussian_prior()
-    mean, covariance = moments_of_the_code(solver, given, prior)
-    expected_mean, expected_covariance = moments_by_recursion(solver, given, prior)
-    torch.testing.assert_close(mean, expected_mean, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(covariance, expected_covariance, rtol=1e-9, atol=1e-9)
+    found = moments_of_the_code(solver, given, prior, solver.levels + 1)
+    torch.testing.assert_close(found, moments_by_recursion(solver, given, prior), rtol=1e-9, atol=1e-9)
 
 
 def test_weighted_projections_end_at_the_proximal_point():
@@ -125,17 +91,6 @@ def test_unweighted_and_single_coil_meets_the_data():
     given = Problem(mask() * randn(*SHAPE, seed=5), SinglecoilMRI(mask()).to(C128), 0.3)
     x = AdaDiff(levels=4, projections=1, weighted=False).sample(given, gaussian_prior(), keyed()).samples
     torch.testing.assert_close(given.operator(x)[0], given.y)
-
-
-def test_coil_images_one_by_one():
-    y = mask() * randn(2, *SHAPE, seed=6)
-    solver, prior = AdaDiff(levels=4), gaussian_prior()
-    noise = keyed((0, 1), (2, *SHAPE))
-    both = solver.sample(Problem(y, CoilwiseMRI(2, mask()).to(C128), 0.1), prior, noise).samples
-    for coil in range(2):
-        single = Problem(y[coil], SinglecoilMRI(mask()).to(C128), 0.1)
-        alone = samples_of(solver, single, prior, lambda step, coil=coil: noise(step)[:, coil])
-        torch.testing.assert_close(both[:, coil], alone)
 
 
 # Adaptation
@@ -206,8 +161,7 @@ def tiny_network():
 
 
 def adapting_problem():
-    given = problem(0.05)
-    A = MulticoilMRI(given.operator.maps.to(torch.complex64), mask())
+    A = problem(0.05).operator.to(torch.complex64)
     return Problem(A(randn(*SHAPE, seed=7, dtype=torch.complex64)), A, 0.05)
 
 
@@ -260,21 +214,7 @@ def test_a_prior_without_weights_is_refused_for_adaptation_only():
 # What a run costs and reports
 
 
-class Counting(ScorePrior):
-    def __init__(self, nan_at=None):
-        super().__init__(Contract())
-        self.calls, self.nan_at = 0, nan_at
-
-    def denoise_channels(self, x, sigma):
-        self.calls += 1
-        return x * math.nan if self.calls - 1 == self.nan_at else x / (1 + sigma[:, None, None, None] ** 2)
-
-
-def test_network_evaluations_and_progress():
-    prior, reports = Counting(), []
-    solution = AdaDiff(levels=4).sample(problem(), prior, keyed(), lambda *report: reports.append(report))
-    assert prior.calls == solution.nfe == 4
-    assert reports == [(k + 1, 4) for k in range(4)]
+def test_network_evaluations_and_progress_with_adaptation():
     gain, reports = Gain(), []
     solver = AdaDiff(levels=4, adaptation_steps=3)
     solution = solver.sample(problem(), gain, keyed((0, 1)), lambda *report: reports.append(report))
@@ -284,9 +224,7 @@ def test_network_evaluations_and_progress():
     assert reports == [(k + 1, 10) for k in range(10)]
 
 
-def test_nan_names_the_step():
-    with pytest.raises(SolverError, match="AdaDiff produced values that are not finite at step 3"):
-        AdaDiff(levels=5).sample(problem(), Counting(nan_at=3), keyed())
+def test_a_diverging_adaptation_names_the_step():
     diverging = AdaDiff(levels=2, adaptation_steps=5, learning_rate=1e200)
     with pytest.raises(SolverError, match=r"AdaDiff produced values that are not finite at step [3-6]"):
         diverging.sample(problem(), Gain(), keyed())

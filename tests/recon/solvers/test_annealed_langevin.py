@@ -2,23 +2,33 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from operators import CoilwiseMRI, MulticoilMRI, SinglecoilMRI
-from priors import Contract, GaussianPrior, ScorePrior
+from priors import GaussianPrior
 from recon.solvers.annealed_langevin import AnnealedLangevin
-from recon.solvers.base import KeyedNoise, Problem, SolverError
+from recon.solvers.base import SolverError
 from tests.operators.helper import dense
+from tests.recon.solvers.helper import (
+    C128,
+    BasisNoise,
+    Counting,
+    covariance_of,
+    keyed_noise,
+    moments_of_the_code,
+    multicoil_problem,
+    randn,
+    samples_of,
+)
 
 SHAPE, N = (3, 3), 9
-C128 = torch.complex128
+
+
 LOW = 0.3
 
-
-def randn(*shape, seed=0, dtype=C128):
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+keyed = partial(keyed_noise, SHAPE)
 
 
 def gaussian_prior(sigma_min=LOW):
@@ -30,26 +40,7 @@ def gaussian_prior(sigma_min=LOW):
 
 
 def problem(noise_std=0.5):
-    mask = torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < 0.5
-    A = MulticoilMRI(randn(3, *SHAPE, seed=4), mask)
-    return Problem(mask * randn(3, *SHAPE, seed=5), A, noise_std)
-
-
-def keyed(items=(0,)):
-    return KeyedNoise(0, "", items, SHAPE, C128, torch.device("cpu"))
-
-
-class BasisNoise:
-    """In place of keyed noise: item 0 has none, the others one unit vector each, at one step each."""
-
-    def __init__(self, steps):
-        self.items = 1 + steps * N
-
-    def __call__(self, step):
-        noise = torch.zeros(self.items, N, dtype=C128)
-        first = 1 + step * N
-        noise[first : first + N] = torch.eye(N)
-        return noise.reshape(self.items, *SHAPE)
+    return multicoil_problem(SHAPE, 0.5, noise_std)
 
 
 class PlentifulNoise:
@@ -63,22 +54,10 @@ class PlentifulNoise:
         return math.sqrt(2) * z
 
 
-def samples_of(solver, given, prior, noise):
-    """Samples from noise of any kind."""
-    return solver.sample(given, prior, noise).samples
-
-
-def moments_of_the_code(solver, given, prior):
-    """Mean and covariance per real component, from what the code makes of every unit of noise."""
-    samples = samples_of(solver, given, prior, BasisNoise(1 + solver.nfe)).flatten(1)
-    gains = (samples[1:] - samples[0]).mT
-    return samples[0], gains @ gains.mH
-
-
 def posterior(given, prior, smoothing):
     """Mean and precision per real component under the prior with its covariance raised by smoothing^2."""
     A, identity = dense(given.operator, SHAPE), torch.eye(N, dtype=C128)
-    C = (prior.basis * prior.values) @ prior.basis.mH
+    C = covariance_of(prior)
     prior_precision = torch.linalg.inv(C + smoothing**2 * identity)
     precision = prior_precision + A.mH @ A / given.noise_std**2
     right = prior_precision @ prior.mean.flatten() + A.mH @ given.y.flatten() / given.noise_std**2
@@ -90,15 +69,13 @@ def stationary_of_the_code(given, prior, step):
     sigma = prior.contract.sigma_min
     solver = AnnealedLangevin(levels=1, last_steps=1, last_step=step, start="noise", sigma_min=sigma)
 
-    class StartOnly(BasisNoise):
+    def start_only(index):
         """A unit vector to start from, and no noise after."""
+        return (1 - index) / sigma * BasisNoise(SHAPE, 1)(0)
 
-        def __call__(self, index):
-            return (1 - index) / sigma * super().__call__(0)
-
-    moved = samples_of(solver, given, prior, StartOnly(1)).flatten(1)
+    moved = samples_of(solver, given, prior, start_only).flatten(1)
     r, S = moved[0], (moved[1:] - moved[0]).mT
-    fresh = moments_of_the_code(solver, given, prior)[1] - sigma**2 * S @ S.mH
+    fresh = moments_of_the_code(solver, given, prior, 1 + solver.nfe)[1] - sigma**2 * S @ S.mH
     identity = torch.eye(N, dtype=C128)
     # vec(X) = (I - conj(S) kron S)^-1 vec(F) solves the Lyapunov equation X = S X S^H + F.
     system = torch.eye(N * N, dtype=C128) - torch.kron(S.conj(), S)
@@ -159,7 +136,7 @@ def test_equal_to_the_dense_recursion(start):
     given, prior = problem(), gaussian_prior(0.1)
     solver = AnnealedLangevin(4, 2, 0.7, 0.8, 3, 0.9, sigma_max=3.0, sigma_min=0.1, start=start)
     A, identity = dense(given.operator, SHAPE), torch.eye(N, dtype=C128)
-    C = (prior.basis * prior.values) @ prior.basis.mH
+    C = covariance_of(prior)
     mean = given.unfolded.flatten() if start == "warm" else torch.zeros(N, dtype=C128)
     covariance = 9.0 * identity
     for sigma, steps in zip((3.0, 3 / 30 ** (1 / 3), 3 / 30 ** (2 / 3), 0.1), (2, 2, 2, 3), strict=True):
@@ -170,9 +147,8 @@ def test_equal_to_the_dense_recursion(start):
             slope = identity - g / 2 * score - g / (2 * s2) * A.mH @ A
             offset = g / 2 * score @ prior.mean.flatten() + g / (2 * s2) * A.mH @ given.y.flatten()
             mean, covariance = slope @ mean + offset, slope @ covariance @ slope.mH + g * identity
-    given_mean, given_covariance = moments_of_the_code(solver, given, prior)
-    torch.testing.assert_close(given_mean, mean, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(given_covariance, covariance, rtol=1e-9, atol=1e-9)
+    found = moments_of_the_code(solver, given, prior, 1 + solver.nfe)
+    torch.testing.assert_close(found, (mean, covariance), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("noise_std", [1e-4, 10.0])
@@ -182,46 +158,7 @@ def test_stiff_and_loose_data_are_stable(noise_std):
     assert float(x.abs().max()) < 20
 
 
-def test_coil_images_are_sampled_independently():
-    mask = torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < 0.5
-    y = mask * randn(2, *SHAPE, seed=6)
-    solver, prior = AnnealedLangevin(levels=3, last_steps=10), gaussian_prior()
-    shape = (2, *SHAPE)
-    noise = KeyedNoise(0, "", (0, 1), shape, C128, torch.device("cpu"))
-    both = solver.sample(Problem(y, CoilwiseMRI(2, mask).to(C128), 0.5), prior, noise).samples
-    for coil in range(2):
-        single = Problem(y[coil], SinglecoilMRI(mask).to(C128), 0.5)
-        alone = samples_of(solver, single, prior, lambda step, coil=coil: noise(step)[:, coil])
-        torch.testing.assert_close(both[:, coil], alone)
-
-
 # What a run costs and reports
-
-
-class Counting(ScorePrior):
-    def __init__(self, nan_at=None):
-        super().__init__(Contract())
-        self.calls, self.nan_at = 0, nan_at
-
-    def denoise_channels(self, x, sigma):
-        self.calls += 1
-        return x * math.nan if self.calls - 1 == self.nan_at else x / (1 + sigma[:, None, None, None] ** 2)
-
-
-def test_network_evaluations_and_progress():
-    prior, reports = Counting(), []
-    solver = AnnealedLangevin(levels=4, steps=3, last_steps=5)
-    solution = solver.sample(problem(), prior, keyed(), lambda *report: reports.append(report))
-    assert prior.calls == solution.nfe == solver.nfe == 14
-    assert reports == [(k + 1, 14) for k in range(14)]
-
-
-@pytest.mark.parametrize("step", [0, 8])
-def test_nan_names_the_step(step):
-    solver = AnnealedLangevin(levels=3, steps=3, last_steps=5)
-    message = f"AnnealedLangevin produced values that are not finite at step {step}"
-    with pytest.raises(SolverError, match=message):
-        solver.sample(problem(), Counting(nan_at=step), keyed())
 
 
 def test_levels():
@@ -233,11 +170,6 @@ def test_levels():
     assert wide.sigmas(prior, 0.01) == pytest.approx([20, 0.1])
     with pytest.raises(SolverError, match=r"need sigma_min <= sigma_max in the prior's range, got 3.0, 0.3"):
         AnnealedLangevin(sigma_min=3.0).sigmas(prior, 0.01)
-
-
-def test_a_noise_level_is_needed():
-    with pytest.raises(SolverError, match=r"AnnealedLangevin needs a positive noise level, got 0\.0"):
-        AnnealedLangevin().sample(problem(0.0), gaussian_prior(), keyed())
 
 
 @pytest.mark.parametrize(

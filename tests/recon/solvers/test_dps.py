@@ -1,45 +1,30 @@
 """DPS with a Gaussian prior against the paper's algorithm worked out densely, in the paper's coordinates."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 
-from operators import MulticoilMRI, SinglecoilMRI
+from operators import SinglecoilMRI
 from priors import Contract, GaussianPrior, ScorePrior
-from recon import ReconError
-from recon.solvers.base import KeyedNoise, Problem, SolverError
+from recon.solvers.base import Problem, SolverError
 from recon.solvers.dps import DPS
 from tests.operators.helper import dense
+from tests.recon.solvers import helper
+from tests.recon.solvers.helper import C128, Counting, covariance_of, keyed_noise, multicoil_problem, randn
 
 SHAPE, N = (6, 5), 30
-C128 = torch.complex128
 
-
-def randn(*shape, seed=0, dtype=C128):
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
-def gaussian_prior():
-    root = randn(N, N, seed=1) / math.sqrt(N)
-    return GaussianPrior(randn(*SHAPE, seed=2), covariance=root @ root.mH, sigma_min=0.05)
-
-
-def problem(share=0.6, noise_std=0.2):
-    """Random coils, a random mask that samples a share of k-space, and data of no image in particular."""
-    mask = torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < share
-    A = MulticoilMRI(randn(3, *SHAPE, seed=4), mask)
-    return Problem(mask * randn(3, *SHAPE, seed=5), A, noise_std)
-
-
-def keyed(items, shape=SHAPE, dtype=C128):
-    return KeyedNoise(0, "", items, shape, dtype, torch.device("cpu"))
+gaussian_prior = partial(helper.gaussian_prior, SHAPE)
+problem = partial(multicoil_problem, SHAPE)
+keyed = partial(keyed_noise, SHAPE)
 
 
 def jacobian(prior, sigma):
     """``dD/dx = C (C + sigma^2)^-1``."""
-    C = (prior.basis * prior.values) @ prior.basis.mH
+    C = covariance_of(prior)
     return C @ torch.linalg.inv(C + sigma**2 * torch.eye(N, dtype=C128))
 
 
@@ -160,7 +145,7 @@ def test_the_spread_depends_on_the_step_size_as_it_has_to(zeta):
     A = SinglecoilMRI(torch.ones(shape)).to(C128)
     noisy = randn(*shape, seed=8) * math.sqrt(2 * (TAU**2 + NOISE**2))
     dps = DPS(nfe=40, zeta=zeta, start="noise")
-    x = dps.sample(Problem(A(noisy), A, NOISE), prior, keyed([0], shape)).samples[0]
+    x = dps.sample(Problem(A(noisy), A, NOISE), prior, keyed_noise(shape)).samples[0]
     slope = float((noisy.conj() * x).real.sum() / noisy.abs().square().sum())
     variance = float((x - slope * noisy).abs().square().mean() / 2)
     expected_slope, expected = mean_field(dps, dps.levels(prior, NOISE), zeta, x.numel())
@@ -207,39 +192,12 @@ def test_an_item_does_not_depend_on_its_batch(checkpoint):
         torch.testing.assert_close(DPS(nfe=8).sample(given, prior, keyed([k])).samples[0], together[k])
 
 
-class Counting(ScorePrior):
-    def __init__(self, nan_at=None):
-        super().__init__(Contract())
-        self.calls, self.nan_at = 0, nan_at
-
-    def denoise_channels(self, x, sigma):
-        self.calls += 1
-        return x * math.nan if self.calls - 1 == self.nan_at else x / (1 + sigma[:, None, None, None] ** 2)
-
-
-@pytest.mark.parametrize("dps", [DPS(nfe=7), DPS.paper(9), DPS.released(4), DPS(nfe=1)])
-def test_network_evaluations_and_progress(dps):
-    prior, steps = Counting(), []
-    solution = dps.sample(problem(), prior, keyed([0, 1]), lambda done, total: steps.append((done, total)))
-    assert prior.calls == solution.nfe == dps.nfe
-    assert steps == [(k + 1, dps.nfe) for k in range(dps.nfe)]
-    assert solution.samples.shape == (2, *SHAPE)
-    assert solution.samples.dtype == C128
-    assert not solution.samples.requires_grad
-
-
 def test_with_checkpoints_the_network_runs_again_for_the_gradient_image_by_image():
     prior = Counting()
     DPS(nfe=3, checkpoint=True).sample(problem(), prior, keyed([0, 1]))
     assert prior.calls == 3 * 2 * 2
     DPS(nfe=3, checkpoint=True).sample(problem(), prior, keyed([0]))
     assert prior.calls == 3 * 2 * 2 + 3
-
-
-@pytest.mark.parametrize("step", [0, 3])
-def test_nan_names_the_step(step):
-    with pytest.raises(SolverError, match=f"DPS produced values that are not finite at step {step}"):
-        DPS(nfe=5).sample(problem(), Counting(nan_at=step), keyed([0]))
 
 
 def test_published_settings():
@@ -262,16 +220,3 @@ def test_published_settings():
 def test_impossible_settings(settings, message):
     with pytest.raises(SolverError, match=f"DPS: {message}"):
         DPS(**settings)
-
-
-def test_what_it_cannot_work_with():
-    prior = gaussian_prior()
-    prior.differentiable = False
-    with pytest.raises(SolverError, match="DPS needs a prior that can be differentiated; 'gaussian' cannot"):
-        DPS().sample(problem(), prior, keyed([0]))
-    given = problem()
-    given.operator.matched_adjoint = False
-    with pytest.raises(SolverError, match="DPS needs an operator with a matched adjoint"):
-        DPS().sample(given, gaussian_prior(), keyed([0]))
-    with pytest.raises(ReconError, match=r"0 < sigma_min <= sigma_max, got 0.05 and 0.01"):
-        DPS(sigma_max=0.01).sample(problem(), gaussian_prior(), keyed([0]))

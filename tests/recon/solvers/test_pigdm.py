@@ -1,70 +1,43 @@
 """ΠGDM with a Gaussian prior: against the paper's equations worked out densely, and against exact scores."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 
-from operators import MulticoilMRI
-from priors import Contract, GaussianPrior, PriorError, ScorePrior
-from recon import ReconError
-from recon.solvers.base import KeyedNoise, Problem, SolverError
+from priors import GaussianPrior
+from recon.solvers.base import SolverError
 from recon.solvers.pigdm import PiGDM
 from tests.operators.helper import dense
+from tests.recon.solvers import helper
+from tests.recon.solvers.helper import (
+    C128,
+    covariance_of,
+    keyed_noise,
+    moments_of_the_code,
+    multicoil_problem,
+    posterior,
+    randn,
+)
 
 SHAPE, N = (6, 5), 30
-C128 = torch.complex128
 
-
-def randn(*shape, seed=0, dtype=C128):
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
-def gaussian_prior():
-    root = randn(N, N, seed=1) / math.sqrt(N)
-    return GaussianPrior(randn(*SHAPE, seed=2), covariance=root @ root.mH, sigma_min=0.05)
-
-
-def problem(share=0.6, noise_std=0.2):
-    """Random coils, a random mask that samples a share of k-space, and data of no image in particular."""
-    mask = torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < share
-    A = MulticoilMRI(randn(3, *SHAPE, seed=4), mask)
-    return Problem(mask * randn(3, *SHAPE, seed=5), A, noise_std)
+gaussian_prior = partial(helper.gaussian_prior, SHAPE)
+problem = partial(multicoil_problem, SHAPE)
+keyed = partial(keyed_noise, SHAPE)
 
 
 def solver(**settings):
     return PiGDM(**{"nfe": 6, "cg_iterations": 400, "cg_tolerance": 0.0, "sigma_max": 3.0, **settings})
 
 
-def keyed(items):
-    return KeyedNoise(0, "", items, SHAPE, C128, torch.device("cpu"))
-
-
-class BasisNoise:
-    """In place of keyed noise: item 0 has none, the others one unit vector each, at one step each."""
-
-    def __init__(self, steps):
-        self.items = 1 + steps * N
-
-    def __call__(self, step):
-        noise = torch.zeros(self.items, N, dtype=C128)
-        noise[1 + step * N : 1 + (step + 1) * N] = torch.eye(N)
-        return noise.reshape(self.items, *SHAPE)
-
-
-def moments_of_the_code(pigdm, given, prior):
-    """Mean and covariance per real component, from what the code makes of every unit of noise."""
-    samples = pigdm.sample(given, prior, BasisNoise(pigdm.nfe + 1)).samples.flatten(1)
-    gains = (samples[1:] - samples[0]).mT
-    return samples[0], gains @ gains.mH
-
-
 def moments_by_recursion(pigdm, given, prior):
     """The same by dense linear algebra, from the paper's equations, with the inverse in data space."""
     A = dense(given.operator, SHAPE).to(C128)
     y, identity, data_identity = given.y.flatten(), torch.eye(N, dtype=C128), torch.eye(len(A), dtype=C128)
-    m, C = prior.mean.flatten(), (prior.basis * prior.values) @ prior.basis.mH
+    m, C = prior.mean.flatten(), covariance_of(prior)
     sigmas = pigdm.levels(prior, given.noise_std)
     mean, covariance = 0 * m, sigmas[0] ** 2 * identity
     if pigdm.start == "warm":
@@ -107,11 +80,9 @@ def moments_by_recursion(pigdm, given, prior):
 )
 def test_equal_to_the_dense_recursion(settings, share):
     pigdm, given, prior = solver(**settings), problem(share), gaussian_prior()
-    mean, covariance = moments_of_the_code(pigdm, given, prior)
-    expected_mean, expected_covariance = moments_by_recursion(pigdm, given, prior)
-    torch.testing.assert_close(mean, expected_mean, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(covariance, expected_covariance, rtol=1e-8, atol=1e-8)
-    assert float(covariance.diagonal().real.max()) > 1e-4
+    found = moments_of_the_code(pigdm, given, prior, pigdm.nfe + 1)
+    torch.testing.assert_close(found, moments_by_recursion(pigdm, given, prior), rtol=1e-8, atol=1e-8)
+    assert float(found[1].diagonal().real.max()) > 1e-4
 
 
 # Where the approximation is none: independent pixels of one variance
@@ -122,13 +93,6 @@ TAU = 0.6
 def white_prior():
     covariance = TAU**2 * torch.eye(N, dtype=C128)
     return GaussianPrior(randn(*SHAPE, seed=2), covariance=covariance, sigma_min=0.01)
-
-
-def posterior(given, prior):
-    A = dense(given.operator, SHAPE).to(C128)
-    covariance = torch.linalg.inv(A.mH @ A / given.noise_std**2 + torch.eye(N, dtype=C128) / TAU**2)
-    m = prior.mean.flatten()
-    return m + covariance @ A.mH @ (given.y.flatten() - A @ m) / given.noise_std**2, covariance
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.5, 5.0])
@@ -158,7 +122,7 @@ def test_samples_of_white_images_approach_the_posterior(eta):
         assert 1.5 < coarse / fine < 2.5
     assert errors[-1] < 0.08
     pigdm = solver(nfe=20, eta=eta, spread="prior", start="noise", sigma_max=40.0, sigma_min=0.002)
-    found = moments_of_the_code(pigdm, given, prior)[1]
+    found = moments_of_the_code(pigdm, given, prior, pigdm.nfe + 1)[1]
     assert float((found - covariance).norm() / covariance.norm()) == pytest.approx(errors[0], rel=1e-6)
 
 
@@ -177,41 +141,6 @@ def test_a_mean_variance_far_below_the_largest_diverges_and_the_upper_bound_does
 
 
 # What a run does, costs and reports
-
-
-def test_an_item_does_not_depend_on_its_batch():
-    given, prior = problem(), gaussian_prior()
-    pigdm = solver(cg_iterations=3, cg_tolerance=1e-3)
-    together = pigdm.sample(given, prior, keyed(range(3))).samples
-    for k in range(3):
-        torch.testing.assert_close(pigdm.sample(given, prior, keyed([k])).samples[0], together[k])
-
-
-class Counting(ScorePrior):
-    def __init__(self, nan_at=None):
-        super().__init__(Contract())
-        self.calls, self.nan_at = 0, nan_at
-
-    def denoise_channels(self, x, sigma):
-        self.calls += 1
-        return x * math.nan if self.calls - 1 == self.nan_at else x / (1 + sigma[:, None, None, None] ** 2)
-
-
-@pytest.mark.parametrize("pigdm", [PiGDM(nfe=7), PiGDM.paper(9), PiGDM(nfe=1)])
-def test_network_evaluations_and_progress(pigdm):
-    prior, steps = Counting(), []
-    solution = pigdm.sample(problem(), prior, keyed([0, 1]), lambda done, total: steps.append((done, total)))
-    assert prior.calls == solution.nfe == pigdm.nfe
-    assert steps == [(k + 1, pigdm.nfe) for k in range(pigdm.nfe)]
-    assert solution.samples.shape == (2, *SHAPE)
-    assert solution.samples.dtype == C128
-    assert not solution.samples.requires_grad
-
-
-@pytest.mark.parametrize("step", [0, 3])
-def test_nan_names_the_step(step):
-    with pytest.raises(SolverError, match=f"PiGDM produced values that are not finite at step {step}"):
-        PiGDM(nfe=5).sample(problem(), Counting(nan_at=step), keyed([0]))
 
 
 def test_published_setting():
@@ -237,18 +166,3 @@ def test_published_setting():
 def test_impossible_settings(settings, message):
     with pytest.raises(SolverError, match=f"PiGDM: {message}"):
         PiGDM(**settings)
-
-
-def test_what_it_cannot_work_with():
-    given, prior = problem(noise_std=0.0), gaussian_prior()
-    with pytest.raises(SolverError, match=r"PiGDM needs a positive noise level, got 0\.0"):
-        PiGDM().sample(given, prior, keyed([0]))
-    prior.differentiable = False
-    with pytest.raises(
-        SolverError, match="PiGDM needs a prior that can be differentiated; 'gaussian' cannot"
-    ):
-        PiGDM().sample(problem(), prior, keyed([0]))
-    with pytest.raises(PriorError, match=r"knows images \(4, 4\), got \(6, 5\)"):
-        PiGDM(nfe=2).sample(problem(), GaussianPrior(torch.zeros(4, 4, dtype=C128), variance=1.0), keyed([0]))
-    with pytest.raises(ReconError, match=r"0 < sigma_min <= sigma_max, got 0.05 and 0.01"):
-        PiGDM(sigma_max=0.01).sample(problem(), gaussian_prior(), keyed([0]))

@@ -1,78 +1,51 @@
 """PnP-DM with a Gaussian prior: the paper's algorithm worked out densely, and the law its chains go to."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 
-from operators import MulticoilMRI
-from priors import Contract, GaussianPrior, PriorError, ScorePrior
 from priors.sampling import karras_levels
-from recon.solvers.base import KeyedNoise, Problem, SolverError
+from recon.solvers.base import SolverError
 from recon.solvers.pnp_dm import PnPDM
 from tests.operators.helper import dense
+from tests.recon.solvers import helper
+from tests.recon.solvers.helper import (
+    C128,
+    Counting,
+    covariance_of,
+    moments_of_the_code,
+    multicoil_problem,
+    posterior,
+)
 
 SHAPE, N, COILS = (4, 3), 12, 3
-C128 = torch.complex128
+
+
 IDENTITY = torch.eye(N, dtype=C128)
 
-
-def randn(*shape, seed=0, dtype=C128):
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
-def gaussian_prior():
-    root = randn(N, N, seed=1) / math.sqrt(N)
-    return GaussianPrior(randn(*SHAPE, seed=2), covariance=root @ root.mH, sigma_min=0.05)
-
-
-def problem(share=0.6, noise_std=0.2):
-    """Random coils, a random mask that samples a share of k-space, and data of no image in particular."""
-    mask = torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < share
-    A = MulticoilMRI(randn(COILS, *SHAPE, seed=4), mask)
-    return Problem(mask * randn(COILS, *SHAPE, seed=5), A, noise_std)
+gaussian_prior = partial(helper.gaussian_prior, SHAPE)
+problem = partial(multicoil_problem, SHAPE, coils=COILS)
 
 
 def solver(**settings):
     return PnPDM(**{"nfe": 8, "cg_iterations": 400, "cg_tolerance": 0.0, **settings})
 
 
-def keyed(items):
-    return KeyedNoise(0, "", items, SHAPE, C128, torch.device("cpu"))
-
-
-class BasisNoise:
-    """In place of keyed noise: item 0 has none, the others one unit vector each, at one step each."""
-
-    def __init__(self, steps):
-        self.steps, self.used = steps, []
-
-    def __call__(self, step):
-        assert step < self.steps
-        assert step not in self.used
-        self.used.append(step)
-        noise = torch.zeros(1 + self.steps * N, N, dtype=C128)
-        noise[1 + step * N : 1 + (step + 1) * N] = IDENTITY
-        return noise.reshape(-1, *SHAPE)
-
-
-def moments_of_the_code(pnp, given, prior):
-    """Mean and covariance per real component, from what the code makes of every unit of noise."""
+def moments(pnp, given, prior):
     turns = pnp.nfe // pnp.steps
     # A likelihood step takes one image and the data's noise, a prior step one image less than evaluations.
-    noise = BasisNoise(turns * (1 + COILS + pnp.steps - 1) + (pnp.start == "noise"))
-    samples = pnp.sample(given, prior, noise).samples.flatten(1)
-    assert len(noise.used) == noise.steps
-    gains = (samples[1:] - samples[0]).mT
-    return samples[0], gains @ gains.mH
+    steps = turns * (1 + COILS + pnp.steps - 1) + (pnp.start == "noise")
+    return moments_of_the_code(pnp, given, prior, steps, all_used=True)
 
 
 def moments_by_recursion(pnp, given, prior):
     """The same by dense linear algebra, from the paper's Algorithm 1."""
     A = dense(given.operator, SHAPE).to(C128)
     s2 = given.noise_std**2
-    m, C = prior.mean.flatten(), (prior.basis * prior.values) @ prior.basis.mH
+    m, C = prior.mean.flatten(), covariance_of(prior)
     rhos = pnp.rhos(prior, given.noise_std)
     mean, covariance = given.unfolded.flatten(), 0 * IDENTITY
     if pnp.start == "noise":
@@ -107,27 +80,15 @@ def moments_by_recursion(pnp, given, prior):
 )
 def test_equal_to_the_dense_recursion(settings, share):
     pnp, given, prior = solver(**settings), problem(share), gaussian_prior()
-    mean, covariance = moments_of_the_code(pnp, given, prior)
-    expected_mean, expected_covariance = moments_by_recursion(pnp, given, prior)
-    torch.testing.assert_close(mean, expected_mean, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(covariance, expected_covariance, rtol=1e-8, atol=1e-8)
-    assert float(covariance.diagonal().real.max()) > 1e-4
-
-
-def posterior(given, prior, rho=0.0):
-    """Posterior of ``y = A (x + rho z) + n``, whose noise has the covariance ``s^2 I + rho^2 A A^H``."""
-    A = dense(given.operator, SHAPE).to(C128)
-    m, C = prior.mean.flatten(), (prior.basis * prior.values) @ prior.basis.mH
-    noise = given.noise_std**2 * torch.eye(len(A), dtype=C128) + rho**2 * A @ A.mH
-    gain = C @ A.mH @ torch.linalg.inv(A @ C @ A.mH + noise)
-    return m + gain @ (given.y.flatten() - A @ m), C - gain @ A @ C
+    found = moments(pnp, given, prior)
+    torch.testing.assert_close(found, moments_by_recursion(pnp, given, prior), rtol=1e-8, atol=1e-8)
+    assert float(found[1].diagonal().real.max()) > 1e-4
 
 
 def test_chains_of_one_coupling_go_to_the_posterior_under_more_noise():
     given = problem(0.7, noise_std=0.3)
-    root = randn(N, N, seed=1) / math.sqrt(N)
     # A prior that knows small levels, as the last level of a prior step is taken for none.
-    prior = GaussianPrior(randn(*SHAPE, seed=2), covariance=root @ root.mH, sigma_min=1e-3)
+    prior = gaussian_prior(1e-3)
     rho = 0.5
     mean, covariance = posterior(given, prior, rho)
     errors = []
@@ -146,8 +107,7 @@ def test_chains_of_one_coupling_go_to_the_posterior_under_more_noise():
 
 def test_chains_of_a_falling_coupling_come_near_the_posterior():
     given = problem(0.7, noise_std=0.3)
-    root = randn(N, N, seed=1) / math.sqrt(N)
-    prior = GaussianPrior(randn(*SHAPE, seed=2), covariance=root @ root.mH, sigma_min=1e-3)
+    prior = gaussian_prior(1e-3)
     mean, covariance = posterior(given, prior)
     errors = []
     for turns in (30, 120):
@@ -174,48 +134,6 @@ def test_couplings():
     assert solver(nfe=2, steps=2).rhos(prior, 0.01) == [1.0]
 
 
-def test_an_item_does_not_depend_on_its_batch():
-    given, prior = problem(), gaussian_prior()
-    pnp = solver(cg_iterations=3, cg_tolerance=1e-3)
-    together = pnp.sample(given, prior, keyed(range(3))).samples
-    for k in range(3):
-        torch.testing.assert_close(pnp.sample(given, prior, keyed([k])).samples[0], together[k])
-
-
-class Counting(ScorePrior):
-    def __init__(self, nan_at=None):
-        super().__init__(Contract())
-        self.calls, self.nan_at = 0, nan_at
-
-    def denoise_channels(self, x, sigma):
-        self.calls += 1
-        return x * math.nan if self.calls - 1 == self.nan_at else x / (1 + sigma[:, None, None, None] ** 2)
-
-
-@pytest.mark.parametrize(
-    ("pnp", "nfe", "turns"),
-    [
-        (PnPDM(nfe=7, steps=1), 7, 7),
-        (PnPDM(nfe=7, steps=3), 6, 2),
-        (PnPDM(nfe=1, steps=1), 1, 1),
-        (PnPDM.paper(200), 200, 2),
-    ],
-)
-def test_network_evaluations_and_progress(pnp, nfe, turns):
-    prior, steps = Counting(), []
-    solution = pnp.sample(problem(), prior, keyed([0, 1]), lambda done, total: steps.append((done, total)))
-    assert prior.calls == solution.nfe == nfe
-    assert steps == [(k + 1, turns) for k in range(turns)]
-    assert solution.samples.shape == (2, *SHAPE)
-    assert solution.samples.dtype == C128
-
-
-@pytest.mark.parametrize("step", [0, 3])
-def test_nan_names_the_step(step):
-    with pytest.raises(SolverError, match=f"PnPDM produced values that are not finite at step {step}"):
-        PnPDM(nfe=10, steps=2).sample(problem(), Counting(nan_at=2 * step), keyed([0]))
-
-
 def test_published_setting():
     paper = PnPDM.paper()
     assert (paper.nfe, paper.steps, paper.rho_max, paper.rho_min, paper.decay) == (10000, 100, 10.0, 0.3, 0.9)
@@ -239,10 +157,3 @@ def test_published_setting():
 def test_impossible_settings(settings, message):
     with pytest.raises(SolverError, match=f"PnPDM: {message}"):
         PnPDM(**settings)
-
-
-def test_what_it_cannot_work_with():
-    with pytest.raises(SolverError, match=r"PnPDM needs a positive noise level, got 0\.0"):
-        PnPDM().sample(problem(noise_std=0.0), gaussian_prior(), keyed([0]))
-    with pytest.raises(PriorError, match=r"knows images \(5, 4\), got \(4, 3\)"):
-        PnPDM(nfe=2).sample(problem(), GaussianPrior(torch.zeros(5, 4, dtype=C128), variance=1.0), keyed([0]))

@@ -1,39 +1,31 @@
 """RED-diff against the paper's loss under torch's autograd and Adam, and against posterior modes."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from operators import LinearOperator, MulticoilMRI
-from priors import Contract, GaussianPrior, PriorError, ScorePrior
-from recon import ReconError
+from priors import GaussianPrior
 from recon.solvers.base import KeyedNoise, Problem, SolverError
 from recon.solvers.red_diff import REDDiff
 from tests.operators.helper import dense
+from tests.recon.solvers import helper
+from tests.recon.solvers.helper import (
+    C128,
+    Matrix,
+    covariance_of,
+    keyed_noise,
+    multicoil_problem,
+    posterior,
+    randn,
+)
 
 SHAPE, N = (6, 5), 30
-C128 = torch.complex128
 
-
-def randn(*shape, seed=0, dtype=C128):
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
-def gaussian_prior():
-    root = randn(N, N, seed=1) / math.sqrt(N)
-    return GaussianPrior(randn(*SHAPE, seed=2), covariance=root @ root.mH, sigma_min=0.05)
-
-
-def problem(share=0.6, noise_std=0.2):
-    """Random coils, a random mask that samples a share of k-space, and data of no image in particular."""
-    mask = torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < share
-    A = MulticoilMRI(randn(3, *SHAPE, seed=4), mask)
-    return Problem(mask * randn(3, *SHAPE, seed=5), A, noise_std)
-
-
-def keyed(items, dtype=C128):
-    return KeyedNoise(0, "", items, SHAPE, dtype, torch.device("cpu"))
+gaussian_prior = partial(helper.gaussian_prior, SHAPE)
+problem = partial(multicoil_problem, SHAPE)
+keyed = partial(keyed_noise, SHAPE)
 
 
 class NoNoise(KeyedNoise):
@@ -47,7 +39,7 @@ no_noise = NoNoise(0, "", [0], SHAPE, C128, torch.device("cpu"))
 def by_autograd_and_torch_adam(solver, given, prior, noise):
     """The loss as the paper writes it, in variance-preserving coordinates, under torch's own Adam."""
     A, m = dense(given.operator, SHAPE).to(C128), prior.mean.flatten()
-    C = (prior.basis * prior.values) @ prior.basis.mH
+    C = covariance_of(prior)
     mu = given.unfolded.flatten().clone().requires_grad_()
     adam = torch.optim.Adam(
         [mu], lr=solver.lr * prior.contract.level, betas=(solver.beta1, solver.beta2), eps=1e-8
@@ -92,19 +84,12 @@ def test_equal_to_autograd_and_adam_of_torch(solver):
 # Where it goes
 
 
-def posterior_mode(given, prior):
-    A = dense(given.operator, SHAPE).to(C128)
-    m, C = prior.mean.flatten(), (prior.basis * prior.values) @ prior.basis.mH
-    precision = A.mH @ A / given.noise_std**2 + torch.linalg.inv(C)
-    return m + torch.linalg.solve(precision, A.mH @ (given.y.flatten() - A @ m)) / given.noise_std**2
-
-
 @pytest.mark.parametrize("sigma", [0.3, 3.0])
 def test_with_white_images_and_unit_weight_it_ends_at_the_mode_of_the_posterior(sigma):
     # (x - D) / v is the prior's own gradient then, at every level: (x - m) / tau^2.
     given = problem()
     prior = GaussianPrior(randn(*SHAPE, seed=2), covariance=0.25 * torch.eye(N, dtype=C128), sigma_min=0.05)
-    mode = posterior_mode(given, prior).reshape(SHAPE)
+    mode = posterior(given, prior)[0].reshape(SHAPE)
     solver = REDDiff(nfe=600, sigma_max=sigma, sigma_min=sigma, lr_decay=1e-3)
     found = solver.sample(given, prior, no_noise).samples[0]
     torch.testing.assert_close(found, mode, rtol=1e-3, atol=1e-3)
@@ -130,7 +115,7 @@ def test_the_fixed_point_at_one_level():
     found = solver.sample(given, prior, no_noise).samples[0].flatten()
     # A^H (A mu - y) / s^2 + w (I - J) (mu - m) = 0
     A, m = dense(given.operator, SHAPE).to(C128), prior.mean.flatten()
-    C = (prior.basis * prior.values) @ prior.basis.mH
+    C = covariance_of(prior)
     identity = torch.eye(N, dtype=C128)
     W = 0.5 / prior.error_variance(0.4) * (identity - C @ torch.linalg.inv(C + 0.4**2 * identity))
     matrix, right = A.mH @ A / 0.2**2 + W, A.mH @ given.y.flatten() / 0.2**2 + W @ m
@@ -139,25 +124,10 @@ def test_the_fixed_point_at_one_level():
 
 
 def test_real_images():
-    class Sums(LinearOperator):
-        """Some sums of pixels."""
-
-        matrix: torch.Tensor
-
-        def __init__(self, matrix):
-            super().__init__(SHAPE, (len(matrix),))
-            self.register_buffer("matrix", matrix)
-
-        def _forward(self, x):
-            return x.flatten(-2) @ self.matrix.mT
-
-        def _adjoint(self, y):
-            return (y @ self.matrix).unflatten(-1, SHAPE)
-
     f64 = torch.float64
     prior = GaussianPrior(randn(*SHAPE, seed=2, dtype=f64), covariance=0.25 * torch.eye(N, dtype=f64))
     M = randn(20, N, seed=4, dtype=f64) / 5
-    given = Problem(randn(20, seed=5, dtype=f64), Sums(M), 0.2)
+    given = Problem(randn(20, seed=5, dtype=f64), Matrix(M, SHAPE), 0.2)
     found = REDDiff(nfe=600, lr_decay=1e-3).sample(given, prior, keyed([0], f64)).samples[0]
     m = prior.mean.flatten()
     precision = M.mT @ M / 0.04 + torch.eye(N, dtype=f64) / 0.25
@@ -166,40 +136,6 @@ def test_real_images():
 
 
 # What a run does, costs and reports
-
-
-def test_an_item_does_not_depend_on_its_batch():
-    given, prior = problem(), gaussian_prior()
-    solver = REDDiff(nfe=12)
-    together = solver.sample(given, prior, keyed(range(3))).samples
-    for k in range(3):
-        torch.testing.assert_close(solver.sample(given, prior, keyed([k])).samples[0], together[k])
-
-
-class Counting(ScorePrior):
-    def __init__(self, nan_at=None):
-        super().__init__(Contract())
-        self.calls, self.nan_at = 0, nan_at
-
-    def denoise_channels(self, x, sigma):
-        self.calls += 1
-        return x * math.nan if self.calls - 1 == self.nan_at else x / (1 + sigma[:, None, None, None] ** 2)
-
-
-@pytest.mark.parametrize("solver", [REDDiff(nfe=7), REDDiff.paper(9), REDDiff(nfe=1)])
-def test_network_evaluations_and_progress(solver):
-    prior, steps = Counting(), []
-    solution = solver.sample(problem(), prior, keyed([0, 1]), lambda done, total: steps.append((done, total)))
-    assert prior.calls == solution.nfe == solver.nfe
-    assert steps == [(k + 1, solver.nfe) for k in range(solver.nfe)]
-    assert solution.samples.shape == (2, *SHAPE)
-    assert solution.samples.dtype == C128
-
-
-@pytest.mark.parametrize("step", [0, 3])
-def test_nan_names_the_step(step):
-    with pytest.raises(SolverError, match=f"REDDiff produced values that are not finite at step {step}"):
-        REDDiff(nfe=5).sample(problem(), Counting(nan_at=step), keyed([0]))
 
 
 def test_published_setting():
@@ -225,14 +161,3 @@ def test_published_setting():
 def test_impossible_settings(settings, message):
     with pytest.raises(SolverError, match=f"REDDiff: {message}"):
         REDDiff(**settings)
-
-
-def test_what_it_cannot_work_with():
-    with pytest.raises(SolverError, match=r"REDDiff needs a positive noise level, got 0\.0"):
-        REDDiff().sample(problem(noise_std=0.0), gaussian_prior(), keyed([0]))
-    with pytest.raises(PriorError, match=r"knows images \(4, 4\), got \(6, 5\)"):
-        REDDiff(nfe=2).sample(
-            problem(), GaussianPrior(torch.zeros(4, 4, dtype=C128), variance=1.0), keyed([0])
-        )
-    with pytest.raises(ReconError, match=r"0 < sigma_min <= sigma_max, got 0.05 and 0.01"):
-        REDDiff(sigma_max=0.01).sample(problem(), gaussian_prior(), keyed([0]))

@@ -1,20 +1,36 @@
 """Replacement against exact conditionals, and against its own map worked out with dense matrices."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 
-from operators import CoilwiseMRI, MulticoilMRI, SinglecoilMRI
+from operators import MulticoilMRI, SinglecoilMRI
 from operators.base import LinearOperator
-from priors import Contract, GaussianPrior, ScorePrior
-from recon.solvers.base import KeyedNoise, Problem, SolverError
+from priors import GaussianPrior
+from recon.solvers.base import Problem, SolverError
 from recon.solvers.replacement import Replacement
 from tests.operators.helper import dense
+from tests.recon.solvers import helper
+from tests.recon.solvers.helper import (
+    C128,
+    Counting,
+    SimultaneousNoise,
+    covariance_of,
+    keyed_noise,
+    moments_of_the_code,
+    randn,
+    random_mask,
+    samples_of,
+)
 
 SHAPE, N = (5, 4), 20
-C128 = torch.complex128
+
+mask = partial(random_mask, SHAPE)
+gaussian_prior = partial(helper.gaussian_prior, SHAPE, sigma_min=0.02)
+keyed = partial(keyed_noise, SHAPE)
 
 
 class Pixels(LinearOperator):
@@ -31,56 +47,14 @@ class Pixels(LinearOperator):
         return self.mask * y
 
 
-def randn(*shape, seed=0, dtype=C128):
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
-def mask():
-    return torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < 0.5
-
-
-def gaussian_prior():
-    root = randn(N, N, seed=1) / math.sqrt(N)
-    return GaussianPrior(randn(*SHAPE, seed=2), covariance=root @ root.mH, sigma_min=0.02)
-
-
 def problem(noise_std=0.2):
     return Problem(mask() * randn(*SHAPE, seed=5), SinglecoilMRI(mask()).to(C128), noise_std)
-
-
-def keyed(items=(0,), dtype=C128):
-    return KeyedNoise(0, "", items, SHAPE, dtype, torch.device("cpu"))
-
-
-class BasisNoise:
-    """In place of keyed noise: item 0 has none, the others one unit vector each, at one step each."""
-
-    def __init__(self, steps, size=N, shape=SHAPE, dtype=C128):
-        self.items, self.size, self.shape, self.dtype = 1 + steps * size, size, shape, dtype
-
-    def __call__(self, step):
-        noise = torch.zeros(self.items, self.size, dtype=self.dtype)
-        first = 1 + step * self.size
-        noise[first : first + self.size] = torch.eye(self.size)
-        return noise.reshape(self.items, *self.shape)
-
-
-def samples_of(solver, given, prior, noise):
-    """Samples from noise of any kind."""
-    return solver.sample(given, prior, noise).samples
-
-
-def moments_of_the_code(solver, given, prior, **noise):
-    """Mean and covariance per real component, from what the code makes of every unit of noise."""
-    samples = samples_of(solver, given, prior, BasisNoise(1 + 3 * solver.nfe, **noise)).flatten(1)
-    gains = (samples[1:] - samples[0]).mT
-    return samples[0], gains @ gains.mH
 
 
 def moments_by_recursion(solver, given, prior):
     """The same by dense linear algebra."""
     A, identity = dense(given.operator, SHAPE), torch.eye(N, dtype=C128)
-    m, C = prior.mean.flatten(), (prior.basis * prior.values) @ prior.basis.mH
+    m, C = prior.mean.flatten(), covariance_of(prior)
     measured, s = A.mH @ A, given.noise_std
     sigmas = solver.sigmas(prior, s)
     mean, covariance = 0 * m, sigmas[0] ** 2 * identity
@@ -108,10 +82,8 @@ def moments_by_recursion(solver, given, prior):
 def test_equal_to_the_dense_recursion(noise_std, settings):
     solver = Replacement(**{"levels": 5, "visits": 2, "sigma_max": 5.0, **settings})
     given, prior = problem(noise_std), gaussian_prior()
-    mean, covariance = moments_of_the_code(solver, given, prior)
-    expected_mean, expected_covariance = moments_by_recursion(solver, given, prior)
-    torch.testing.assert_close(mean, expected_mean, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(covariance, expected_covariance, rtol=1e-9, atol=1e-9)
+    found = moments_of_the_code(solver, given, prior, 1 + 3 * solver.nfe)
+    torch.testing.assert_close(found, moments_by_recursion(solver, given, prior), rtol=1e-9, atol=1e-9)
 
 
 # Exact conditionals
@@ -128,16 +100,8 @@ def test_independent_pixels(dtype, noise_std):
     given = Problem(y, Pixels(mask(), dtype), noise_std)
     errors = []
     for levels in (40, 80):
-
-        class PixelNoise:
-            """One unit of noise for all pixels at once."""
-
-            def __call__(self, step, items=2 + 2 * levels):
-                noise = torch.zeros(items, *SHAPE, dtype=dtype)
-                noise[1 + step] = 1
-                return noise
-
-        samples = samples_of(Replacement(levels=levels, visits=1), given, prior, PixelNoise())
+        noise = SimultaneousNoise(torch.ones(SHAPE, dtype=dtype), 1 + 2 * levels)
+        samples = samples_of(Replacement(levels=levels, visits=1), given, prior, noise)
         spread = (samples[1:] - samples[0]).abs().square().sum(0)
         weight = variance / (variance + noise_std**2)
         expected = torch.where(mask(), mean + weight * (y - mean), mean)
@@ -157,7 +121,7 @@ def test_visits_bring_correlated_pixels_nearer_to_their_conditional():
     means, variances = [], []
     for visits in (1, 8):
         solver = Replacement(levels=60, visits=visits)
-        mean, spread = moments_of_the_code(solver, given, prior, size=2, shape=(1, 2))
+        mean, spread = moments_of_the_code(solver, given, prior, 1 + 3 * solver.nfe)
         assert mean[0] == pytest.approx(1)
         means.append(abs(float(mean[1].real) - 0.9))
         variances.append(abs(float(spread[1, 1].real) - 0.19))
@@ -173,53 +137,19 @@ def test_each_chain_may_have_data_of_its_own():
     prior = GaussianPrior(torch.zeros(1, 2, dtype=C128), covariance=covariance, sigma_min=0.01)
     A = Pixels(torch.tensor([[True, False]]), C128)
     count = 3
-    noise = KeyedNoise(0, "", range(count), (1, 2), C128, torch.device("cpu"))
+    noise = keyed_noise((1, 2), range(count))
     y = torch.zeros(count, 1, 2, dtype=C128)
     y[:, 0, 0] = torch.tensor([-1.0, 0.0, 2.0])
     solver = Replacement(levels=10)
     together = solver.sample(Problem(y, A, 0.0), prior, noise).samples
     for k in range(count):
-        alone = KeyedNoise(0, "", (k,), (1, 2), C128, torch.device("cpu"))
+        alone = keyed_noise((1, 2), (k,))
         single = solver.sample(Problem(y[k], A, 0.0), prior, alone).samples[0]
         torch.testing.assert_close(together[k], single)
         torch.testing.assert_close(single[0, 0], y[k, 0, 0])
 
 
-def test_coil_images_one_by_one():
-    y = mask() * randn(2, *SHAPE, seed=6)
-    solver, prior = Replacement(levels=4), gaussian_prior()
-    noise = KeyedNoise(0, "", (0, 1), (2, *SHAPE), C128, torch.device("cpu"))
-    both = solver.sample(Problem(y, CoilwiseMRI(2, mask()).to(C128), 0.1), prior, noise).samples
-    for coil in range(2):
-        single = Problem(y[coil], SinglecoilMRI(mask()).to(C128), 0.1)
-        alone = samples_of(solver, single, prior, lambda step, coil=coil: noise(step)[:, coil])
-        torch.testing.assert_close(both[:, coil], alone)
-
-
 # What a run costs and reports
-
-
-class Counting(ScorePrior):
-    def __init__(self, nan_at=None):
-        super().__init__(Contract())
-        self.calls, self.nan_at = 0, nan_at
-
-    def denoise_channels(self, x, sigma):
-        self.calls += 1
-        return x * math.nan if self.calls - 1 == self.nan_at else x / (1 + sigma[:, None, None, None] ** 2)
-
-
-def test_network_evaluations_and_progress():
-    prior, reports = Counting(), []
-    solver = Replacement(levels=4, visits=3)
-    solution = solver.sample(problem(), prior, keyed(), lambda *report: reports.append(report))
-    assert prior.calls == solution.nfe == solver.nfe == 12
-    assert reports == [(k + 1, 4) for k in range(4)]
-
-
-def test_nan_names_the_step():
-    with pytest.raises(SolverError, match="Replacement produced values that are not finite at step 2"):
-        Replacement(levels=5, visits=2).sample(problem(), Counting(nan_at=4), keyed())
 
 
 def test_levels():

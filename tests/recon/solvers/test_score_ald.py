@@ -1,31 +1,36 @@
 """Score-ALD with a Gaussian prior: an affine map of its noise, held against that map worked out densely."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from operators import CoilwiseMRI, MulticoilMRI, SinglecoilMRI
-from priors import Contract, GaussianPrior, ScorePrior
-from recon.solvers.base import KeyedNoise, Problem, SolverError
+from priors import GaussianPrior
+from recon.solvers.base import Problem, SolverError
 from recon.solvers.score_ald import ScoreALD
 from tests.operators.helper import dense
+from tests.recon.solvers import helper
+from tests.recon.solvers.helper import (
+    C128,
+    Counting,
+    SimultaneousNoise,
+    covariance_of,
+    keyed_noise,
+    moments_of_the_code,
+    randn,
+    random_mask,
+    samples_of,
+)
 
 SHAPE, N = (5, 4), 20
-C128 = torch.complex128
 
+mask = partial(random_mask, SHAPE)
+gaussian_prior = partial(helper.gaussian_prior, SHAPE, sigma_min=0.02)
+keyed = partial(keyed_noise, SHAPE)
 
-def randn(*shape, seed=0, dtype=C128):
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
-def mask():
-    return torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < 0.5
-
-
-def gaussian_prior():
-    root = randn(N, N, seed=1) / math.sqrt(N)
-    return GaussianPrior(randn(*SHAPE, seed=2), covariance=root @ root.mH, sigma_min=0.02)
+ONES = torch.ones(SHAPE, dtype=C128)
 
 
 def problem(noise_std=0.2, factor=1.0):
@@ -33,40 +38,11 @@ def problem(noise_std=0.2, factor=1.0):
     return Problem(factor * mask() * randn(3, *SHAPE, seed=5), A, noise_std)
 
 
-def keyed(items=(0,)):
-    return KeyedNoise(0, "", items, SHAPE, C128, torch.device("cpu"))
-
-
-class BasisNoise:
-    """In place of keyed noise: item 0 has none, the others one unit vector each, at one step each."""
-
-    def __init__(self, steps):
-        self.items = 1 + steps * N
-
-    def __call__(self, step):
-        noise = torch.zeros(self.items, N, dtype=C128)
-        first = 1 + step * N
-        noise[first : first + N] = torch.eye(N)
-        return noise.reshape(self.items, *SHAPE)
-
-
-def samples_of(solver, given, prior, noise):
-    """Samples from noise of any kind."""
-    return solver.sample(given, prior, noise).samples
-
-
-def moments_of_the_code(solver, given, prior):
-    """Mean and covariance per real component, from what the code makes of every unit of noise."""
-    samples = samples_of(solver, given, prior, BasisNoise(1 + solver.levels * solver.steps)).flatten(1)
-    gains = (samples[1:] - samples[0]).mT
-    return samples[0], gains @ gains.mH
-
-
 def moments_by_recursion(solver, given, prior):
     """The same by dense linear algebra, from Eq. 3 of the paper."""
     A, identity = dense(given.operator, SHAPE), torch.eye(N, dtype=C128)
     y, m = given.y.flatten(), prior.mean.flatten()
-    C = (prior.basis * prior.values) @ prior.basis.mH
+    C = covariance_of(prior)
     sigmas = solver.sigmas(prior, given.noise_std / given.norm)
     mean = given.unfolded.flatten() if solver.start == "warm" else 0 * m
     covariance = sigmas[0] ** 2 * identity
@@ -99,11 +75,9 @@ def moments_by_recursion(solver, given, prior):
 def test_equal_to_the_dense_recursion(settings, noise_std):
     solver = ScoreALD(**{"levels": 6, "steps": 2, **settings})
     given, prior = problem(noise_std), gaussian_prior()
-    mean, covariance = moments_of_the_code(solver, given, prior)
-    expected_mean, expected_covariance = moments_by_recursion(solver, given, prior)
-    torch.testing.assert_close(mean, expected_mean, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(covariance, expected_covariance, rtol=1e-9, atol=1e-9)
-    assert float(covariance.diagonal().real.max()) > 1e-3
+    found = moments_of_the_code(solver, given, prior, 1 + solver.levels * solver.steps)
+    torch.testing.assert_close(found, moments_by_recursion(solver, given, prior), rtol=1e-9, atol=1e-9)
+    assert float(found[1].diagonal().real.max()) > 1e-3
 
 
 def test_balanced_gradients():
@@ -111,7 +85,7 @@ def test_balanced_gradients():
     solver = ScoreALD(levels=1, steps=1, step=0.3, balance=5.0, denoise=False, start="noise")
     given, prior = problem(), gaussian_prior()
     A, y = dense(given.operator, SHAPE), given.y.flatten()
-    C = (prior.basis * prior.values) @ prior.basis.mH
+    C = covariance_of(prior)
     noise = keyed((0, 1, 2))
     samples = solver.sample(given, prior, noise).samples
     again = solver.sample(Problem(given.y, given.operator, 1e-3), prior, noise).samples
@@ -127,18 +101,6 @@ def test_balanced_gradients():
         torch.testing.assert_close(samples[item].flatten(), expected)
 
 
-class PixelNoise:
-    """As `BasisNoise`, for pixels that do not know of each other: one unit for all of them at once."""
-
-    def __init__(self, steps):
-        self.items = 1 + steps
-
-    def __call__(self, step):
-        noise = torch.zeros(self.items, *SHAPE, dtype=C128)
-        noise[1 + step] = 1
-        return noise
-
-
 def test_without_data_the_marginal_approaches_the_prior():
     """The lag behind the falling levels halves when there are twice as many."""
     variance = torch.tensor([0.05, 0.2, 1.0, 3.0], dtype=torch.float64).expand(SHAPE)
@@ -147,7 +109,7 @@ def test_without_data_the_marginal_approaches_the_prior():
     errors = []
     for levels in (40, 80):
         solver = ScoreALD(levels, 6, 0.4, gamma=1.0, sigma_max=20.0, start="noise")
-        samples = samples_of(solver, nothing, prior, PixelNoise(1 + 6 * levels))
+        samples = samples_of(solver, nothing, prior, SimultaneousNoise(ONES, 1 + 6 * levels))
         errors.append(float(((samples[1:] - samples[0]).abs().square().sum(0) / variance - 1).abs().max()))
     assert errors[1] < 0.6 * errors[0]
     assert errors[1] < 0.1
@@ -159,7 +121,7 @@ def test_at_one_level_the_stationary_law_is_that_of_langevin_dynamics():
     A = SinglecoilMRI(torch.ones(SHAPE)).to(C128)
     given = Problem(randn(*SHAPE, seed=6), A, 0.4)
     solver = ScoreALD(levels=1, steps=300, step=1.0, gamma=2.0, sigma_max=0.1, denoise=False)
-    samples = samples_of(solver, given, prior, PixelNoise(301))
+    samples = samples_of(solver, given, prior, SimultaneousNoise(ONES, 301))
     mean, variance = samples[0], (samples[1:] - samples[0]).abs().square().sum(0)
     # Prior smoothed by sigma, likelihood by gamma_t = 0.2.
     lam, eta = 1 / (0.3 + 0.01), 0.01
@@ -182,7 +144,7 @@ def test_the_units_of_the_measurement_do_not_matter(factor):
 def test_coil_images():
     A = CoilwiseMRI(2, mask()).to(C128)
     given = Problem(mask() * randn(2, *SHAPE, seed=6), A, 0.1)
-    noise = KeyedNoise(0, "", (0, 1), (2, *SHAPE), C128, torch.device("cpu"))
+    noise = keyed_noise((2, *SHAPE), (0, 1))
     for solver in (ScoreALD(levels=40), ScoreALD(levels=40, balance=5.0, step=0.05)):
         x = solver.sample(given, gaussian_prior(), noise).samples
         assert x.shape == (2, 2, *SHAPE)
@@ -190,31 +152,6 @@ def test_coil_images():
 
 
 # What a run costs and reports
-
-
-class Counting(ScorePrior):
-    def __init__(self, nan_at=None):
-        super().__init__(Contract())
-        self.calls, self.nan_at = 0, nan_at
-
-    def denoise_channels(self, x, sigma):
-        self.calls += 1
-        return x * math.nan if self.calls - 1 == self.nan_at else x / (1 + sigma[:, None, None, None] ** 2)
-
-
-@pytest.mark.parametrize(("denoise", "nfe"), [(True, 13), (False, 12)])
-def test_network_evaluations_and_progress(denoise, nfe):
-    prior, reports = Counting(), []
-    solver = ScoreALD(levels=4, steps=3, denoise=denoise)
-    solution = solver.sample(problem(), prior, keyed(), lambda *report: reports.append(report))
-    assert prior.calls == solution.nfe == solver.nfe == nfe
-    assert reports == [(k + 1, nfe) for k in range(nfe)]
-
-
-@pytest.mark.parametrize("step", [0, 7, 12])
-def test_nan_names_the_step(step):
-    with pytest.raises(SolverError, match=f"ScoreALD produced values that are not finite at step {step}"):
-        ScoreALD(levels=4, steps=3).sample(problem(), Counting(nan_at=step), keyed())
 
 
 def test_levels():

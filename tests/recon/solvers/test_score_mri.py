@@ -1,57 +1,38 @@
 """Score-MRI against the paper's steps worked out with dense matrices, and where they have a closed form."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 
-from operators import CoilwiseMRI, MulticoilMRI, SinglecoilMRI, fftc, ifftc
-from priors import Contract, GaussianPrior, ScorePrior
+from operators import CoilwiseMRI, SinglecoilMRI, fftc, ifftc
+from priors import GaussianPrior
 from recon import reconstruct
-from recon.solvers.base import KeyedNoise, Problem, SolverError
+from recon.solvers.base import Problem, SolverError
 from recon.solvers.score_mri import ScoreMRI
 from tests.operators.helper import dense
+from tests.recon.solvers import helper
+from tests.recon.solvers.helper import (
+    C128,
+    Counting,
+    SimultaneousNoise,
+    covariance_of,
+    keyed_noise,
+    moments_of_the_code,
+    normalised_coils_problem,
+    randn,
+    random_mask,
+    samples_of,
+)
 
 SHAPE, N = (6, 5), 30
-C128 = torch.complex128
 
-
-def randn(*shape, seed=0, dtype=C128):
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
-def mask(share=0.5):
-    return torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < share
-
-
-def gaussian_prior():
-    root = randn(N, N, seed=1) / math.sqrt(N)
-    return GaussianPrior(randn(*SHAPE, seed=2), covariance=root @ root.mH, sigma_min=0.02)
-
-
-def problem(noise_std=0.2, norm=1.0):
-    """Random coils whose squares add up to one, and data of no image in particular."""
-    maps = randn(3, *SHAPE, seed=4)
-    A = MulticoilMRI(norm * maps / maps.abs().square().sum(0).sqrt(), mask())
-    return Problem(mask() * randn(3, *SHAPE, seed=5), A, noise_std)
-
-
-def keyed(shape, items=(0,)):
-    return KeyedNoise(0, "", items, shape, C128, torch.device("cpu"))
-
-
-class BasisNoise:
-    """In place of keyed noise: item 0 has none, the others one unit vector each, at one step each."""
-
-    def __init__(self, steps):
-        self.items = 1 + steps * N
-
-    def __call__(self, step):
-        noise = torch.zeros(self.items, N, dtype=C128)
-        first = 1 + step * N
-        noise[first : first + N] = torch.eye(N)
-        return noise.reshape(self.items, *SHAPE)
+mask = partial(random_mask, SHAPE)
+gaussian_prior = partial(helper.gaussian_prior, SHAPE, sigma_min=0.02)
+problem = partial(normalised_coils_problem, SHAPE)
+keyed = partial(keyed_noise, SHAPE)
 
 
 class Tape:
@@ -67,23 +48,11 @@ class Tape:
         return self.drawn[-1]
 
 
-def samples_of(solver, given, prior, noise):
-    """Samples from noise of any kind."""
-    return solver.sample(given, prior, noise).samples
-
-
-def moments_of_the_code(solver, given, prior, draws):
-    """Mean and covariance per real component, from what the code makes of every unit of noise."""
-    samples = samples_of(solver, given, prior, BasisNoise(draws)).flatten(1)
-    gains = (samples[1:] - samples[0]).mT
-    return samples[0], gains @ gains.mH
-
-
 def moments_by_recursion(solver, given, prior):
     """The same by dense linear algebra, from the paper's equations, without a corrector."""
     A, identity = dense(given.operator, SHAPE), torch.eye(N, dtype=C128)
     normal, right = A.mH @ A, A.mH @ given.y.flatten()
-    m, C = prior.mean.flatten(), (prior.basis * prior.values) @ prior.basis.mH
+    m, C = prior.mean.flatten(), covariance_of(prior)
     sigmas = solver.sigmas(prior, given.noise_std)
     mean = given.unfolded.flatten() if solver.start == "warm" else 0 * m
     covariance = sigmas[0] ** 2 * identity
@@ -109,11 +78,9 @@ def moments_by_recursion(solver, given, prior):
 def test_equal_to_the_dense_recursion(consistency, noise_std, settings):
     solver = ScoreMRI(steps=7, corrector_steps=0, consistency=consistency, **settings)
     given, prior = problem(noise_std), gaussian_prior()
-    mean, covariance = moments_of_the_code(solver, given, prior, 2 * 7)
-    expected_mean, expected_covariance = moments_by_recursion(solver, given, prior)
-    torch.testing.assert_close(mean, expected_mean, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(covariance, expected_covariance, rtol=1e-8, atol=1e-8)
-    assert float(covariance.diagonal().real.max()) > 1e-3
+    found = moments_of_the_code(solver, given, prior, 2 * 7)
+    torch.testing.assert_close(found, moments_by_recursion(solver, given, prior), rtol=1e-8, atol=1e-8)
+    assert float(found[1].diagonal().real.max()) > 1e-3
 
 
 def paths_by_hand(solver, given, prior, tape, images):
@@ -123,7 +90,7 @@ def paths_by_hand(solver, given, prior, tape, images):
     """
     shape = given.operator.domain_shape
     A = dense(given.operator, shape)
-    C, m = (prior.basis * prior.values) @ prior.basis.mH, prior.mean.flatten()
+    C, m = covariance_of(prior), prior.mean.flatten()
     sigmas = solver.sigmas(prior, given.noise_std)
     results = []
     for item in range(3):
@@ -200,7 +167,7 @@ def test_a_real_prior_sees_real_and_imaginary_part():
     zero = torch.zeros(SHAPE, dtype=torch.float64)
     real = GaussianPrior(zero, covariance=covariance)
     both = GaussianPrior(zero.to(C128), covariance=covariance.to(C128))
-    solver, noise = ScoreMRI(steps=6, sigma_max=2.0), keyed(SHAPE, (0, 1))
+    solver, noise = ScoreMRI(steps=6, sigma_max=2.0), keyed((0, 1))
     one, other = (solver.sample(problem(), prior, noise).samples for prior in (real, both))
     torch.testing.assert_close(one, other)
     assert float(one.imag.abs().max()) > 0.01
@@ -216,18 +183,6 @@ def stationary_prior():
     return GaussianPrior(torch.zeros(SHAPE, dtype=C128), spectrum=torch.fft.ifftshift(SPECTRUM), sigma_max=30)
 
 
-class FourierNoise:
-    """As `BasisNoise`, for Fourier coefficients that do not know of each other: one unit for all at once."""
-
-    def __init__(self, steps):
-        self.items = 1 + steps
-
-    def __call__(self, step):
-        noise = torch.zeros(self.items, *SHAPE, dtype=C128)
-        noise[1 + step] = ifftc(torch.ones(SHAPE, dtype=C128))
-        return noise
-
-
 @pytest.mark.parametrize("noise_std", [0.3, 0.02])
 def test_single_coil_with_matched_noise(noise_std):
     """What was measured ends as its posterior mean, what was not as a draw from the prior."""
@@ -236,7 +191,8 @@ def test_single_coil_with_matched_noise(noise_std):
     errors = []
     for steps in (40, 80):
         solver = ScoreMRI(steps, 0, sigma_max=30.0, start="noise", consistency="matched")
-        samples = fftc(samples_of(solver, Problem(y, A, noise_std), prior, FourierNoise(2 * steps)))
+        noise = SimultaneousNoise(ifftc(torch.ones(SHAPE, dtype=C128)), 2 * steps)
+        samples = fftc(samples_of(solver, Problem(y, A, noise_std), prior, noise))
         variance = (samples[1:] - samples[0]).abs().square().sum(0)
         wiener = SPECTRUM / (SPECTRUM + noise_std**2) * y
         torch.testing.assert_close(samples[0] * mask(), wiener)
@@ -252,13 +208,13 @@ def test_without_noise_the_data_are_met():
     A = SinglecoilMRI(mask()).to(C128)
     y = mask() * randn(*SHAPE, seed=9)
     for solver in (ScoreMRI(steps=6), ScoreMRI(steps=6, consistency="paper")):
-        x = solver.sample(Problem(y, A, 0.0), stationary_prior(), keyed(SHAPE)).samples
+        x = solver.sample(Problem(y, A, 0.0), stationary_prior(), keyed()).samples
         torch.testing.assert_close(A(x)[0], y)
     # The paper's form does so whatever the noise, the others leave the denoised image.
     noisy = Problem(y, A, 0.3)
-    x = ScoreMRI(steps=6, consistency="paper").sample(noisy, stationary_prior(), keyed(SHAPE)).samples
+    x = ScoreMRI(steps=6, consistency="paper").sample(noisy, stationary_prior(), keyed()).samples
     torch.testing.assert_close(A(x)[0], y)
-    x = ScoreMRI(steps=6).sample(noisy, stationary_prior(), keyed(SHAPE)).samples
+    x = ScoreMRI(steps=6).sample(noisy, stationary_prior(), keyed()).samples
     assert float((A(x)[0] - y).norm()) > 0.01
 
 
@@ -269,7 +225,7 @@ def test_the_corrector_repairs_coarse_levels():
 
     def variance(corrector_steps):
         solver = ScoreMRI(steps=8, corrector_steps=corrector_steps, snr=0.16)
-        samples = solver.sample(nothing, prior, keyed(SHAPE, range(60))).samples
+        samples = solver.sample(nothing, prior, keyed(range(60))).samples
         return float(samples.abs().square().mean()) / 2
 
     # 60 * 30 complex numbers: a standard error of 2.4 per cent.
@@ -278,26 +234,6 @@ def test_the_corrector_repairs_coarse_levels():
 
 
 # What a run costs and reports
-
-
-class Counting(ScorePrior):
-    def __init__(self, nan_at=None):
-        super().__init__(Contract())
-        self.calls, self.nan_at = 0, nan_at
-
-    def denoise_channels(self, x, sigma):
-        self.calls += 1
-        return x * math.nan if self.calls - 1 == self.nan_at else x / (1 + sigma[:, None, None, None] ** 2)
-
-
-@pytest.mark.parametrize(("steps", "corrector_steps", "nfe"), [(2, 0, 2), (5, 1, 9), (4, 3, 13)])
-def test_network_evaluations_and_progress(steps, corrector_steps, nfe):
-    prior, reports = Counting(), []
-    solver = ScoreMRI(steps=steps, corrector_steps=corrector_steps)
-    solution = solver.sample(problem(), prior, keyed(SHAPE), lambda *report: reports.append(report))
-    assert prior.calls == solution.nfe == solver.nfe == nfe
-    assert reports == [(k + 1, steps) for k in range(steps)]
-    assert solution.samples.dtype == C128
 
 
 def test_levels():
@@ -325,16 +261,11 @@ def test_published_settings():
     assert paper.sigmas(wide, 0.1)[::1999] == pytest.approx([378, 0.01])
 
 
-def test_nan_names_the_step():
-    with pytest.raises(SolverError, match="ScoreMRI produced values that are not finite at step 2"):
-        ScoreMRI(steps=5).sample(problem(), Counting(nan_at=4), keyed(SHAPE))
-
-
 def test_norms_up_to_the_root_of_two():
     """Within the bound data consistency does not expand; beyond it, it is refused."""
-    ScoreMRI(steps=50, consistency="paper").sample(problem(norm=1.4142), gaussian_prior(), keyed(SHAPE))
+    ScoreMRI(steps=50, consistency="paper").sample(problem(norm=1.4142), gaussian_prior(), keyed())
     with pytest.raises(SolverError, match=r"ScoreMRI is stable up to an operator norm of 1.414"):
-        ScoreMRI(steps=2).sample(problem(norm=1.6), gaussian_prior(), keyed(SHAPE))
+        ScoreMRI(steps=2).sample(problem(norm=1.6), gaussian_prior(), keyed())
 
 
 @pytest.mark.parametrize(

@@ -11,30 +11,12 @@ from operators import CoilwiseMRI, FourierTransform, MulticoilMRI
 from operators.base import LinearOperator
 from recon import reconstruct
 from recon.solvers import make_solver
-from recon.solvers.base import KeyedNoise, Problem, SolverError
+from recon.solvers.base import Problem, SolverError
 from recon.solvers.total_variation import TotalVariation, gradient, gradient_adjoint, gradient_length
 from tests.operators.helper import dense, relative_error
+from tests.recon.solvers.helper import C128, Matrix, in_other_units, randn, random_mask, solve
 
 SHAPE = (12, 9)
-C128 = torch.complex128
-
-
-def randn(*shape, seed=0, dtype=C128):
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
-class Matrix(LinearOperator):
-    """A matrix on real images, of any norm."""
-
-    def __init__(self, matrix):
-        super().__init__(SHAPE, (matrix.shape[0],))
-        self.register_buffer("matrix", matrix)
-
-    def _forward(self, x):
-        return x.flatten(-2) @ self.matrix.T
-
-    def _adjoint(self, y):
-        return (y @ self.matrix).unflatten(-1, self.domain_shape)
 
 
 class Identity(LinearOperator):
@@ -48,11 +30,6 @@ class Identity(LinearOperator):
         return y
 
 
-def solve(solver, given, items=1, on_step=None):
-    noise = KeyedNoise(0, "", range(items), given.operator.domain_shape, given.y.dtype, torch.device("cpu"))
-    return solver.sample(given, None, noise, on_step)
-
-
 def blocks(dtype=torch.float64):
     """Constant but for some pixels."""
     image = torch.ones(SHAPE, dtype=dtype)
@@ -62,7 +39,7 @@ def blocks(dtype=torch.float64):
 
 
 def multicoil():
-    mask = torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < 0.5
+    mask = random_mask(SHAPE)
     A = MulticoilMRI(randn(3, *SHAPE, seed=4), mask)
     truth = blocks(C128) * cmath.exp(0.6j)
     return Problem(A(truth) + mask * 0.05 * randn(3, *SHAPE, seed=5), A, 0.035)
@@ -70,7 +47,7 @@ def multicoil():
 
 def tomography():
     """Real and underdetermined, of norm 40."""
-    A = Matrix(randn(60, 108, seed=1, dtype=torch.float64).abs() * 0.6)
+    A = Matrix(randn(60, 108, seed=1, dtype=torch.float64).abs() * 0.6, SHAPE)
     return Problem(A(blocks()) + 0.1 * randn(60, seed=2, dtype=torch.float64), A, 0.1)
 
 
@@ -165,7 +142,7 @@ def test_a_large_weight_leaves_the_mean():
 
 
 def test_every_coil_on_its_own():
-    mask = torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < 0.6
+    mask = random_mask(SHAPE, 0.6)
     A = CoilwiseMRI(2, mask, SHAPE).to(C128)
     y = A(torch.stack([blocks(C128), blocks(C128).flip(0)])) + mask * 0.05 * randn(2, *SHAPE)
     both = solve(TotalVariation(0.1, 1500), Problem(y, A, 0.05)).samples[0]
@@ -192,27 +169,8 @@ def test_gradient():
 def test_default_does_not_depend_on_units(make):
     given, solver = make(), TotalVariation(iterations=100)
     x = solve(solver, given).samples
-    for of_data, of_operator in ((1e3, 1.0), (1.0, 50.0), (1e-3, 1e-3)):
-        other = Problem(of_data * given.y, of_operator * given.operator, of_data * given.noise_std)
-        torch.testing.assert_close(solve(solver, other).samples, of_data / of_operator * x)
-
-
-def test_default_weight_is_used_and_grows_with_the_noise():
-    given = multicoil()
-    weight = TotalVariation().default_weight(given)
-    louder = Problem(given.y, given.operator, 4 * given.noise_std)
-    assert TotalVariation().default_weight(louder) == pytest.approx(8 * weight)
-    x, expected = (solve(TotalVariation(w, 20), given).samples for w in (None, weight))
-    assert torch.equal(x, expected)
-
-
-def test_every_item_gets_the_image_without_the_network():
-    steps = []
-    solution = solve(TotalVariation(iterations=5), multicoil(), 3, lambda *done: steps.append(done))
-    assert solution.nfe == 0
-    assert solution.samples.shape == (3, *SHAPE)
-    assert torch.equal(solution.samples[0], solution.samples[2])
-    assert steps == [(k + 1, 5) for k in range(5)]
+    for factor, other in in_other_units(given):
+        torch.testing.assert_close(solve(solver, other).samples, factor * x)
 
 
 @pytest.mark.parametrize("c", [1e-4, 3e5])
@@ -239,19 +197,6 @@ def test_scaled_data_give_the_scaled_image(c):
 def test_impossible_settings(settings, message):
     with pytest.raises(SolverError, match=f"TotalVariation: {message}"):
         TotalVariation(**settings)
-
-
-def test_what_cannot_be_done():
-    given = multicoil()
-    silent = Problem(given.y, given.operator, 0.0)
-    with pytest.raises(SolverError, match=r"needs a positive noise level, got 0\.0; or set its weight"):
-        solve(TotalVariation(), silent)
-    assert torch.isfinite(solve(TotalVariation(0.1, 5), silent).samples.abs()).all()
-    with pytest.raises(SolverError, match="TotalVariation produced values that are not finite at step 0"):
-        solve(TotalVariation(0.1), Problem(given.y * math.nan, given.operator, 0.1))
-    given.operator.matched_adjoint = False
-    with pytest.raises(SolverError, match="TotalVariation needs an operator with a matched adjoint"):
-        solve(TotalVariation(), given)
 
 
 def test_data_of_nothing_give_nothing():

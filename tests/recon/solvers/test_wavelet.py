@@ -9,41 +9,17 @@ import pywt
 import torch
 
 from operators import CoilwiseMRI, FourierTransform, MulticoilMRI
-from operators.base import LinearOperator
 from recon import reconstruct
 from recon.solvers import make_solver
-from recon.solvers.base import KeyedNoise, Problem, SolverError
+from recon.solvers.base import Problem, SolverError
 from recon.solvers.wavelet import L1Wavelet, WaveletTransform
 from tests.operators.helper import dense, relative_error
+from tests.recon.solvers.helper import C128, Matrix, in_other_units, randn, random_mask, solve
 
 # PyWavelets would have larger images for as many levels; the transform is orthogonal all the same.
 pytestmark = pytest.mark.filterwarnings("ignore:Level value of:UserWarning")
 
 SHAPE, LEVELS = (32, 16), 2
-C128 = torch.complex128
-
-
-def randn(*shape, seed=0, dtype=C128):
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
-class Matrix(LinearOperator):
-    """A matrix on real images, of any norm."""
-
-    def __init__(self, matrix, shape=(9, 7)):
-        super().__init__(shape, (matrix.shape[0],))
-        self.register_buffer("matrix", matrix)
-
-    def _forward(self, x):
-        return x.flatten(-2) @ self.matrix.T
-
-    def _adjoint(self, y):
-        return (y @ self.matrix).unflatten(-1, self.domain_shape)
-
-
-def solve(solver, given, items=1, on_step=None):
-    noise = KeyedNoise(0, "", range(items), given.operator.domain_shape, given.y.dtype, torch.device("cpu"))
-    return solver.sample(given, None, noise, on_step)
 
 
 def analysis(x, levels=LEVELS):
@@ -64,14 +40,14 @@ def truth(shape=SHAPE):
 
 
 def multicoil(shape=SHAPE):
-    mask = torch.rand(shape, generator=torch.Generator().manual_seed(3)) < 0.5
+    mask = random_mask(shape)
     A = MulticoilMRI(randn(3, *shape, seed=4), mask)
     return Problem(A(truth(shape)) + mask * 0.05 * randn(3, *shape, seed=5), A, 0.035)
 
 
 def tomography():
     """Real, of norm 9, and of a size that no power of two divides."""
-    A = Matrix(randn(80, 63, seed=1, dtype=torch.float64) * 0.6)
+    A = Matrix(randn(80, 63, seed=1, dtype=torch.float64) * 0.6, (9, 7))
     return Problem(A(truth((9, 7)).abs()) + 0.1 * randn(80, seed=2, dtype=torch.float64), A, 0.1)
 
 
@@ -163,7 +139,7 @@ def test_sizes_that_are_no_multiple(make):
 
 
 def test_every_coil_on_its_own():
-    mask = torch.rand(SHAPE, generator=torch.Generator().manual_seed(3)) < 0.6
+    mask = random_mask(SHAPE, 0.6)
     A = CoilwiseMRI(2, mask, SHAPE).to(C128)
     y = A(torch.stack([truth(), truth().flip(0)])) + mask * 0.05 * randn(2, *SHAPE)
     both = solve(L1Wavelet(0.1), Problem(y, A, 0.05)).samples[0]
@@ -176,7 +152,7 @@ def test_every_coil_on_its_own():
 def test_shifts_are_fixed_and_better():
     v, u = torch.linspace(-1, 1, 64)[:, None], torch.linspace(-1, 1, 64)
     discs = (v**2 + 1.4 * u**2 < 0.7).to(C128) + 0.6 * ((v - 0.1) ** 2 + (u + 0.2) ** 2 < 0.1)
-    mask = torch.rand(64, 64, generator=torch.Generator().manual_seed(3)) < 0.4
+    mask = random_mask((64, 64), 0.4)
     A = MulticoilMRI(randn(3, 64, 64, seed=4), mask)
     given = Problem(A(discs) + mask * 0.4 * randn(3, 64, 64, seed=5), A, 0.3)
     error = {}
@@ -192,29 +168,8 @@ def test_shifts_are_fixed_and_better():
 def test_default_does_not_depend_on_units(make, shifts):
     given, solver = make(), L1Wavelet(shifts=shifts)
     x = solve(solver, given).samples
-    for of_data, of_operator in ((1e3, 1.0), (1.0, 50.0), (1e-3, 1e-3)):
-        other = Problem(of_data * given.y, of_operator * given.operator, of_data * given.noise_std)
-        torch.testing.assert_close(
-            solve(solver, other).samples, of_data / of_operator * x, rtol=1e-6, atol=1e-12
-        )
-
-
-def test_default_weight_is_used_and_grows_with_the_noise():
-    given = multicoil()
-    weight = L1Wavelet().default_weight(given)
-    louder = Problem(given.y, given.operator, 4 * given.noise_std)
-    assert L1Wavelet().default_weight(louder) == pytest.approx(8 * weight)
-    x, expected = (solve(L1Wavelet(w), given).samples for w in (None, weight))
-    assert torch.equal(x, expected)
-
-
-def test_every_item_gets_the_image_without_the_network():
-    steps = []
-    solution = solve(L1Wavelet(iterations=5), multicoil(), 3, lambda *done: steps.append(done))
-    assert solution.nfe == 0
-    assert solution.samples.shape == (3, *SHAPE)
-    assert torch.equal(solution.samples[0], solution.samples[2])
-    assert steps == [(k + 1, 5) for k in range(5)]
+    for factor, other in in_other_units(given):
+        torch.testing.assert_close(solve(solver, other).samples, factor * x, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("c", [1e-4, 3e5])
@@ -243,16 +198,3 @@ def test_scaled_data_give_the_scaled_image(c):
 def test_impossible_settings(settings, message):
     with pytest.raises(SolverError, match=f"L1Wavelet: {message}"):
         L1Wavelet(**settings)
-
-
-def test_what_cannot_be_done():
-    given = multicoil()
-    silent = Problem(given.y, given.operator, 0.0)
-    with pytest.raises(SolverError, match=r"needs a positive noise level, got 0\.0; or set its weight"):
-        solve(L1Wavelet(), silent)
-    assert torch.isfinite(solve(L1Wavelet(0.1, 5), silent).samples.abs()).all()
-    with pytest.raises(SolverError, match="L1Wavelet produced values that are not finite at step 0"):
-        solve(L1Wavelet(0.1), Problem(given.y * math.nan, given.operator, 0.1))
-    given.operator.matched_adjoint = False
-    with pytest.raises(SolverError, match="L1Wavelet needs an operator with a matched adjoint"):
-        solve(L1Wavelet(), given)

@@ -1,0 +1,58 @@
+"""Weights on measurements: the square root of a weighted least-squares data term."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from operators.base import LinearOperator
+from operators.errors import OperatorError
+
+
+class Weighting(LinearOperator):
+    """Multiplication by real weights, ``y -> w y``.
+
+    With ``w = 1 / std`` of every datum, ``Weighting(w) @ A`` is the operator of data whose noise is white and
+    of unit standard deviation: least squares with it is weighted least squares with ``w^2``.
+
+    Parameters
+    ----------
+    weights : Tensor
+        Real, finite, not negative and not all zero; of a shape that broadcasts to ``shape``. A weight of zero
+        leaves a datum out.
+    shape : sequence of int, optional
+        Shape of one measurement; that of the weights if not given.
+
+    Raises
+    ------
+    OperatorError
+        If the weights are not such, or do not broadcast.
+    """
+
+    weights: Tensor
+
+    def __init__(self, weights: Tensor, shape: Sequence[int] | None = None):
+        shape = tuple(weights.shape if shape is None else shape)
+        super().__init__(shape, shape)
+        if not weights.is_floating_point():
+            raise OperatorError(f"weights are real floating-point numbers, got {weights.dtype}.")
+        if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()) or not bool(weights.any()):
+            raise OperatorError("weights must be finite, not negative, and not all zero.")
+        try:
+            weights = torch.broadcast_to(weights, shape)
+        except RuntimeError:
+            raise OperatorError(
+                f"weights of shape {tuple(weights.shape)} do not broadcast to {shape}."
+            ) from None
+        self.register_buffer("weights", weights.clone())
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self.weights * x
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self.weights * y
+
+    def _direct_inverse(self, y: Tensor, filter: str) -> Tensor:
+        return torch.where(self.weights > 0, y / self.weights, torch.zeros_like(y))

@@ -1,0 +1,293 @@
+"""``recon ct``: CT projections in, reconstructions with their uncertainty out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_VIEWS = "Choice among the views that were measured"
+_SAMPLING = "Sampling of the posterior"
+_IMAGE = "Image"
+_DATA = "What is known about the data (found from file and data if not given)"
+_OUTPUT = "Output"
+_COMPUTER = "Computer"
+
+
+def ct(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Projections: HTC 2022 and other .mat, DXchange and LoDoPaB HDF5, a folder of DICOM-CT-PD."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for the results, <same name>.h5 for each file.",
+            rich_help_panel=_OUTPUT,
+            metavar="FOLDER",
+        ),
+    ],
+    units: Annotated[
+        str, typer.Option(help="Units of the images: 1/mm or HU.", rich_help_panel=_OUTPUT)
+    ] = "1/mm",
+    keep_samples: Annotated[
+        bool, typer.Option("--keep-samples", help="Write every sample too.", rich_help_panel=_OUTPUT)
+    ] = False,
+    figures: Annotated[
+        bool,
+        typer.Option(
+            "--figures", help="Write a picture of every slice, <name>_<slice>.png.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
+    views: Annotated[
+        int | None,
+        typer.Option(help="Keep this many views, evenly spread: sparse-view CT.", rich_help_panel=_VIEWS),
+    ] = None,
+    arc: Annotated[
+        float | None,
+        typer.Option(help="Keep the views within so many degrees: limited-angle CT.", rich_help_panel=_VIEWS),
+    ] = None,
+    start: Annotated[
+        float | None,
+        typer.Option(
+            help="Angle in degrees at which the arc begins.", rich_help_panel=_VIEWS, show_default="0"
+        ),
+    ] = None,
+    slices: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--slice",
+            help="Slice of the file, counted from 0; repeatable.",
+            show_default="all",
+            rich_help_panel=_VIEWS,
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Pixels a side.",
+            rich_help_panel=_IMAGE,
+            show_default="that of the file, or the detector's elements",
+        ),
+    ] = None,
+    pixel_size: Annotated[
+        float | None,
+        typer.Option(
+            help="Side of a pixel in mm.",
+            rich_help_panel=_IMAGE,
+            show_default="that of the file, or such that all is in view",
+        ),
+    ] = None,
+    num_samples: Annotated[
+        int,
+        typer.Option(
+            help="Samples a slice. Their mean is the image, their spread the uncertainty.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = 8,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Seed of the samples. The same seed gives the same result, to the last bit on the same CPU.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = 0,
+    prior: Annotated[
+        str,
+        typer.Option(
+            help="What images look like: the name of a bundled prior, or a .safetensors file.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = "chest",
+    nfe: Annotated[
+        int | None,
+        typer.Option(
+            help="Network evaluations a sample: fewer are faster, and coarser. Left out, the solver's own.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = None,
+    solver: Annotated[
+        str,
+        typer.Option(
+            help="Method; recon solvers lists them with their settings. fbp, sirt, cgls and tv need no "
+            "prior.",
+            rich_help_panel=_SAMPLING,
+            metavar="NAME",
+        ),
+    ] = "dds",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A setting of the solver, such as eta=0.5; repeatable. Left out, its own defaults.",
+            rich_help_panel=_SAMPLING,
+            metavar="NAME=VALUE",
+        ),
+    ] = None,
+    photons: Annotated[
+        float | None,
+        typer.Option(help="Incident photons of a detector element.", rich_help_panel=_DATA),
+    ] = None,
+    noise_std: Annotated[
+        float | None,
+        typer.Option(
+            help="Standard deviation of the noise of line integrals, the same for all, instead.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    mu_water: Annotated[
+        float, typer.Option(help="Attenuation of water in 1/mm: what HU refer to.", rich_help_panel=_DATA)
+    ] = 0.02,
+    detector_spacing: Annotated[
+        float | None,
+        typer.Option(
+            help="Distance of detector elements in mm, where the file does not tell.", rich_help_panel=_DATA
+        ),
+    ] = None,
+    detector_offset: Annotated[
+        float | None,
+        typer.Option(
+            help="Middle of the detector in mm from where the axis of rotation is seen, where the file does "
+            "not tell.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Arithmetic of the network: fp32 or bf16.", rich_help_panel=_COMPUTER)
+    ] = "fp32",
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep system matrices in this folder for the next time.",
+            rich_help_panel=_COMPUTER,
+            metavar="FOLDER",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=_COMPUTER)] = "cpu",
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="CPU threads. The last bits of a result depend on their number, which is recorded with it.",
+            rich_help_panel=_COMPUTER,
+        ),
+    ] = None,
+) -> None:
+    """Reconstruct CT projections: posterior mean and standard deviation.
+
+    [bold]Sparse views, limited angle, or all there is[/bold]
+
+        recon ct scan.h5 --views 60 --out out/
+        recon ct scan.mat --arc 90 --num-samples 8 --out out/
+        recon ct scan.h5 --solver fbp --out fbp/
+
+    The noise of every line integral is found from the data. The result holds the
+    datasets 'reconstruction' and 'reconstruction_std', (slices, H, W) in 1/mm or HU,
+    and in the attribute 'provenance' how they were made.
+
+    A bad file does not stop the others: it is reported at the end, and the exit
+    status is then 1.
+    """
+    import math
+    import time
+
+    import torch
+
+    from priors.files import load_prior, prior_hash, prior_path
+    from recon.cli.progress import progress_bar
+    from recon.cli.run import (
+        FILE_ERRORS,
+        choose_device,
+        ct_picture,
+        describe_failure,
+        make_folder,
+        solver_of,
+    )
+    from recon.ct import CTSettings, reconstruct_ct_file
+    from recon.errors import ReconError
+
+    if start is not None and arc is None:
+        raise ReconError("--start belongs to --arc, which says how many degrees to keep")
+    chosen = solver_of(solver, settings or [], nfe)
+    asked = CTSettings(
+        views=views,
+        arc=None if arc is None else math.radians(arc),
+        start=math.radians(start or 0.0),
+        num_samples=num_samples,
+        seed=seed,
+        photons=photons,
+        noise_std=noise_std,
+        mu_water=mu_water,
+        units=units,
+        keep_samples=keep_samples,
+    )
+    if threads is not None:
+        if threads < 1:
+            raise ReconError(f"threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    place = choose_device(device)
+    loaded, facts = None, None
+    if chosen.needs.prior:
+        loaded = load_prior(prior, precision=precision, device=place)
+        path = prior_path(prior)
+        facts = {"file": path.name, "sha256": prior_hash(path), "precision": precision}
+    stems = [file.stem for file in files]
+    for file in files:
+        if stems.count(file.stem) > 1:
+            raise ReconError(f"two of the files would be written as {file.stem}.h5")
+    make_folder(out)
+
+    failed: list[str] = []
+    notes: dict[str, list[str]] = {}
+    with progress_bar("slices") as bar:
+        for number, source in enumerate(files):
+            started = time.monotonic()
+            position = f" ({number + 1} of {len(files)})" if len(files) > 1 else ""
+            task = bar.add_task(source.name + position, total=None)
+            try:
+                provenance = reconstruct_ct_file(
+                    source,
+                    out / f"{source.stem}.h5",
+                    loaded,
+                    chosen,
+                    asked,
+                    size=size,
+                    pixel_size=pixel_size,
+                    slices=slices,
+                    detector_spacing=detector_spacing,
+                    detector_offset=detector_offset,
+                    prior_facts=facts,
+                    cache=cache,
+                    device=place,
+                    on_progress=lambda done, total, task=task: bar.update(task, completed=done, total=total),  # type: ignore[misc]
+                    on_slice=ct_picture(out, source.stem, units) if figures else None,
+                )
+            except FILE_ERRORS as error:
+                failed.append(describe_failure(source, error))
+                continue
+            finally:
+                bar.remove_task(task)
+            geometry, image = provenance["geometry"], provenance["image"]
+            done = len(provenance["slices"])
+            bar.console.print(
+                f"{source.name}: {done} slice{'s' * (done != 1)} from "
+                f"{len(geometry['angles_degrees'])} of {geometry['views_of_the_file']} views, "
+                f"{image['shape'][0]} × {image['shape'][1]} pixels of {image['pixel_size']:.4g} mm, "
+                f"{time.monotonic() - started:.0f} s"
+            )
+            for note in provenance["warnings"]:
+                notes.setdefault(note, []).append(source.name)
+    for note, names in notes.items():
+        where = "" if len(names) == len(files) else f" ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+        typer.echo(f"Note: {note}{where}", err=True)
+    for sentence in failed:
+        typer.echo(f"Error: {sentence}", err=True)
+    good = len(files) - len(failed)
+    typer.echo(
+        f"{good} of {len(files)} file{'s' * (len(files) != 1)} reconstructed into {out}. "
+        "Not for diagnostic use."
+    )
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,470 @@
+"""From a scan's sinogram to images and their uncertainty: views, noise, units, operator, solver."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from operators.attenuation import MU_WATER, hu_to_mu, mu_to_hu
+from operators.base import LinearOperator
+from operators.centre_of_rotation import find_detector_offset
+from operators.ct import CTOperator
+from operators.ct_geometry import FanBeam, ParallelBeam, view_indices
+from operators.errors import OperatorError
+from operators.weighting import Weighting
+from priors.base import ScorePrior
+from priors.errors import PriorError
+from recon.errors import ReconError
+from recon.io.ct_files import CTSource, open_ct
+from recon.io.ct_results import CTReconstructionWriter
+from recon.io.ct_scan import CTScan
+from recon.posterior import Posterior
+from recon.provenance import common_facts
+from recon.sampling import reconstruct
+from recon.scale import Scale
+from recon.sinogram_noise import sinogram_noise
+from recon.solvers.base import Solver
+
+Geometry = ParallelBeam | FanBeam
+
+UNITS = ("1/mm", "HU", "1/element")
+
+
+@dataclass(frozen=True)
+class CTSettings:
+    """What is asked of :func:`reconstruct_sinogram`.
+
+    Parameters
+    ----------
+    views
+        Keep this many views, evenly spread over those there are; ``None`` keeps all.
+    arc, start
+        Keep the views within an arc, radians, that begins at the angle ``start``; ``None`` keeps all.
+    num_samples, seed
+        Posterior samples a slice, and the seed of their noise.
+    photons
+        Incident photons of a detector element, for the noise level of every datum; estimated if not given.
+    noise_std
+        One noise level for all data instead.
+    mu_water
+        Attenuation of water in 1/mm: what brings attenuation to the units of a prior, and to HU.
+    units
+        Of the images: ``"1/mm"``, ``"HU"``, or ``"1/element"``, where the size of a detector element is not
+        known: the scale of the image is then estimated, since attenuation has none.
+    keep_samples
+        Keep every sample.
+
+    Raises
+    ------
+    ReconError
+        If a number is out of its range, or there are no such units.
+    """
+
+    views: int | None = None
+    arc: float | None = None
+    start: float = 0.0
+    num_samples: int = 8
+    seed: int = 0
+    photons: float | None = None
+    noise_std: float | None = None
+    mu_water: float = MU_WATER
+    units: str = "1/mm"
+    keep_samples: bool = False
+
+    def __post_init__(self) -> None:
+        if self.units not in UNITS:
+            raise ReconError(f"images are written in {' or '.join(UNITS)}, not in {self.units!r}")
+        if self.num_samples < 1:
+            raise ReconError(f"num_samples must be at least 1, got {self.num_samples}")
+        if self.views is not None and self.views < 1:
+            raise ReconError(f"views must be at least 1, got {self.views}")
+        if self.arc is not None and not 0 < self.arc <= 2 * math.pi:
+            raise ReconError(f"an arc lies between 0 and 360 degrees, got {math.degrees(self.arc):g}")
+        if not 0 < self.mu_water < math.inf:
+            raise ReconError(f"the attenuation of water is a positive number of 1/mm, got {self.mu_water}")
+
+    @property
+    def unit(self) -> float:
+        """Attenuation of an image value of 1: that of water, where lengths are known."""
+        return 1.0 if self.units == "1/element" else self.mu_water
+
+    def chosen_views(self, geometry: Geometry) -> tuple[int, ...]:
+        """Indices of the views to keep: those within the arc, and of these some evenly spread.
+
+        Raises
+        ------
+        OperatorError
+            If there are fewer views than asked for, or none in the arc.
+        """
+        return view_indices(geometry, self.views, self.arc, self.start)
+
+
+@dataclass(frozen=True, eq=False)
+class CTProblem:
+    """One slice, ready for a solver.
+
+    Parameters
+    ----------
+    y
+        Sinogram ``(views, detectors)``, of unit noise up to ``noise_std`` and scaled as the operator is.
+    operator
+        Of unit norm; its images are in the units of the prior.
+    noise_std
+        Of ``y``.
+    unit
+        Attenuation in 1/mm of an image value of 1.
+    """
+
+    y: Tensor
+    operator: LinearOperator
+    noise_std: float
+    unit: float
+
+
+def ct_problem(sinogram: Tensor, operator: CTOperator, settings: CTSettings) -> CTProblem:
+    """Bring a sinogram and its operator to unit norm, white noise and images in units of water.
+
+    The noise of every datum weighs it: ``W A`` and ``W y`` have white noise, where ``W`` is one over its
+    standard deviation. Solvers know their step sizes for operators of unit norm.
+
+    Parameters
+    ----------
+    sinogram
+        Line integrals ``(views, detectors)``.
+    operator
+        In 1/mm and mm.
+    settings
+        For noise and units.
+
+    Raises
+    ------
+    ReconError
+        If the shapes do not fit, the sinogram is not finite, or its noise cannot be estimated.
+    """
+    if tuple(sinogram.shape) != operator.range_shape:
+        raise ReconError(
+            f"the sinogram has shape {tuple(sinogram.shape)}, the operator's is {operator.range_shape}"
+        )
+    if not bool(torch.isfinite(sinogram).all()):
+        raise ReconError("the sinogram holds values that are not finite")
+    noise = sinogram_noise(sinogram, photons=settings.photons, noise_std=settings.noise_std)
+    level = float(noise.std.double().square().mean().sqrt())
+    weighted: LinearOperator = Weighting(level / noise.std) @ (settings.unit * operator)
+    norm = weighted.norm(max_iterations=30)
+    return CTProblem(level / noise.std * sinogram / norm, (1 / norm) * weighted, level / norm, settings.unit)
+
+
+def reconstruct_sinogram(
+    sinogram: Tensor,
+    operator: CTOperator,
+    prior: ScorePrior | None,
+    solver: Solver | None = None,
+    settings: CTSettings | None = None,
+    *,
+    key: str = "",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Posterior:
+    """Draw posterior samples of one slice from its line integrals.
+
+    Parameters
+    ----------
+    sinogram
+        Line integrals ``(views, detectors)``, real.
+    operator
+        How they were measured (all of them: views are chosen before).
+    prior
+        Score prior in units of water (``contract.unit``); ``None`` for a solver that needs none.
+    solver
+        :class:`recon.DDS` with its defaults if not given.
+    settings
+        Defaults if not given.
+    key
+        What is reconstructed, such as ``"file_stem/slice"``; the noise depends on it.
+    on_progress
+        Called with ``(steps done, steps in all)``.
+
+    Returns
+    -------
+    Posterior
+        In the units of the settings.
+
+    Raises
+    ------
+    ReconError
+        If something does not fit; the message says what.
+    """
+    asked = CTSettings() if settings is None else settings
+    if prior is not None and prior.contract.unit == "object":
+        raise ReconError(
+            f"prior {prior.contract.name!r} knows one object in units of its material, not attenuation: it "
+            "is for the challenge only"
+        )
+    problem = ct_problem(sinogram, operator, asked)
+    # Attenuation has units, and so has a prior that knows water; another one knows a level.
+    known = asked.units != "1/element" and prior is not None and prior.contract.unit == "water"
+    scale = Scale(1.0) if known else None
+    posterior = reconstruct(
+        problem.y,
+        problem.operator,
+        prior,
+        solver,
+        asked.num_samples,
+        asked.seed,
+        noise_std=problem.noise_std,
+        scale=scale,
+        key=key,
+        keep_samples=asked.keep_samples,
+        on_progress=on_progress,
+    )
+    return in_units(posterior, asked)
+
+
+def in_units(posterior: Posterior, settings: CTSettings) -> Posterior:
+    """Posterior of an image in units of :attr:`CTSettings.unit`, in those that were asked for."""
+    factor, offset = (1000.0, -1000.0) if settings.units == "HU" else (settings.unit, 0.0)
+
+    def value(image: Tensor) -> Tensor:
+        return factor * image + offset
+
+    return replace(
+        posterior,
+        mean=value(posterior.mean),
+        std=factor * posterior.std,
+        samples=None if posterior.samples is None else value(posterior.samples),
+        quantiles={q: value(image) for q, image in posterior.quantiles.items()},
+    )
+
+
+def image_grid(
+    scan: CTScan, size: int | None = None, pixel_size: float | None = None
+) -> tuple[tuple[int, int], float]:
+    """Pixels ``(H, W)`` and their side in mm: as asked, as the file has them, or such that all is in view.
+
+    What a detector sees all around is a disc; the square around it has as many pixels a side as there are
+    detector elements, if nothing else is said.
+    """
+    geometry = geometry_of(scan)
+    field = field_of_view(geometry)
+    if size is None and pixel_size is None and scan.image_shape is not None and scan.pixel_size is not None:
+        return scan.image_shape, scan.pixel_size
+    if pixel_size is not None:
+        side = size or math.ceil(field / pixel_size)
+        return (side, side), pixel_size
+    side = size or geometry.num_detectors
+    known = scan.image_shape is not None and scan.pixel_size is not None
+    width = scan.image_shape[1] * scan.pixel_size if known else field  # type: ignore[index, operator]
+    return (side, side), width / side
+
+
+def field_of_view(geometry: Geometry) -> float:
+    """Diameter in mm of the disc around the axis of rotation that the detector sees from everywhere."""
+    edges = geometry.detector_positions[[0, -1]] + geometry.detector_spacing * np.array([-0.5, 0.5])
+    reach = float(np.abs(edges).max())
+    if isinstance(geometry, ParallelBeam):
+        return 2 * reach
+    return 2 * geometry.source_origin * math.sin(float(np.abs(geometry.ray_angles(edges)).max()))
+
+
+def geometry_of(scan: CTScan) -> Geometry:
+    """Geometry of a scan.
+
+    Raises
+    ------
+    ReconError
+        If the file does not tell, and nobody else did.
+    """
+    if scan.geometry is None:
+        raise ReconError(f"{scan.source}: the file does not say how the rays run")
+    return scan.geometry
+
+
+@dataclass(frozen=True, eq=False)
+class CTSliceResult:
+    """What a figure needs of one slice.
+
+    Parameters
+    ----------
+    index
+        In the file.
+    mean, std
+        ``(H, W)``, in the units of the settings.
+    reference
+        Image that came with the data, in the same units, if there is one.
+    """
+
+    index: int
+    mean: Tensor
+    std: Tensor
+    reference: Tensor | None
+
+
+def reconstruct_ct_file(
+    source: str | Path,
+    out: Path,
+    prior: ScorePrior | None,
+    solver: Solver,
+    settings: CTSettings,
+    *,
+    size: int | None = None,
+    pixel_size: float | None = None,
+    slices: Sequence[int] | None = None,
+    detector_spacing: float | None = None,
+    detector_offset: float | None = None,
+    prior_facts: dict[str, Any] | None = None,
+    cache: Path | None = None,
+    device: str | torch.device = "cpu",
+    on_progress: Callable[[float, int], None] | None = None,
+    on_slice: Callable[[CTSliceResult], None] | None = None,
+) -> dict[str, Any]:
+    """Reconstruct the slices of a file with projections and write ``out`` in one piece.
+
+    Parameters
+    ----------
+    source, out
+        Input (:mod:`recon.io.ct_files` lists the formats) and output file.
+    prior, solver, settings
+        With what, and how.
+    size, pixel_size
+        Pixels a side of the image, and their size in mm; see :func:`image_grid`.
+    slices
+        Which ones; all if not given.
+    detector_spacing, detector_offset
+        In mm, for formats that do not tell. The offset is found from the data if it is not given and the
+        format does not tell it (:func:`operators.centre_of_rotation.find_detector_offset`).
+    prior_facts
+        Name and hash of the prior, for provenance.
+    cache
+        Folder for system matrices.
+    device
+        Where to compute.
+    on_progress
+        Called with ``(slices done, slices in all)``, the first with its fraction.
+    on_slice
+        Called with every finished slice.
+
+    Returns
+    -------
+    dict
+        The provenance that was written.
+
+    Raises
+    ------
+    ReconError
+        Naming the file and what is wrong with it; nothing is written then.
+    """
+    with open_ct(source, detector_spacing=detector_spacing, detector_offset=detector_offset or 0.0) as file:
+        chosen = range(file.num_slices) if slices is None else list(slices)
+        first = file.read_slice(chosen[0]).to_line_integrals(photons=settings.photons)
+        if first.length_unit == "element" and settings.units != "1/element":
+            settings = replace(settings, units="1/element")
+        offset = detector_offset
+        if offset is None and file.format in ("mat", "dxchange"):
+            offset = find_detector_offset(first.sinogram[0], geometry_of(first))
+        geometry = geometry_of(first)
+        if offset is not None:
+            geometry = replace(geometry, detector_offset=offset)
+        views = settings.chosen_views(geometry)
+        shape, side = image_grid(replace(first, geometry=geometry), size, pixel_size)
+        operator = CTOperator(geometry.subset(views), shape, side, cache=cache)
+        operator.to(device)
+        provenance = _provenance(
+            file, prior, solver, settings, geometry, views, shape, side, prior_facts, device
+        )
+        kept = settings.num_samples if settings.keep_samples else 0
+        with CTReconstructionWriter(
+            out, len(chosen), shape, provenance, units=settings.units, num_samples=kept
+        ) as writer:
+            facts: list[dict[str, Any]] = []
+            notes: list[str] = []
+            for number, index in enumerate(chosen):
+
+                def report(done: int, total: int, number: int = number) -> None:
+                    if on_progress is not None:
+                        on_progress(number + done / total, len(chosen))
+
+                try:
+                    scan = file.read_slice(index).to_line_integrals(photons=settings.photons)
+                    posterior = reconstruct_sinogram(
+                        scan.sinogram[0][list(views)].to(device),
+                        operator,
+                        prior,
+                        solver,
+                        settings,
+                        key=f"{file.path.stem}/{index}",
+                        on_progress=report,
+                    )
+                except (OperatorError, PriorError, ReconError) as error:
+                    where = "" if str(error).startswith(str(source)) else f"{source}: slice {index}: "
+                    raise ReconError(f"{where}{error}") from None
+                notes.extend(posterior.warnings)
+                facts.append(
+                    {
+                        "index": index,
+                        "noise_std": posterior.noise_std,
+                        "residual": posterior.residual,
+                        "scale": posterior.scale.factor,
+                        "nfe": posterior.nfe,
+                        "micro_batch": posterior.micro_batch,
+                        "threads": posterior.threads,
+                    }
+                )
+                mean, std = posterior.mean.cpu(), posterior.std.cpu()
+                samples = None if posterior.samples is None else posterior.samples.cpu()
+                writer.write_slice(number, mean, std, samples)
+                if on_slice is not None:
+                    on_slice(CTSliceResult(index, mean, std, _reference(scan, settings, shape)))
+            writer.provenance["slices"] = facts
+            writer.provenance["warnings"] = list(dict.fromkeys(notes))
+        return dict(writer.provenance)
+
+
+def _reference(scan: CTScan, settings: CTSettings, shape: tuple[int, int]) -> Tensor | None:
+    """Image that came with a scan in the units of the settings, if it is one on the same pixels."""
+    if scan.reference is None or tuple(scan.reference.shape[-2:]) != shape:
+        return None
+    image, units = scan.reference[0], scan.reference_units
+    if units == settings.units:
+        return image
+    if (units, settings.units) == ("1/mm", "HU"):
+        return mu_to_hu(image, settings.mu_water)
+    return hu_to_mu(image, settings.mu_water) if (units, settings.units) == ("HU", "1/mm") else None
+
+
+def _provenance(
+    file: CTSource,
+    prior: ScorePrior | None,
+    solver: Solver,
+    settings: CTSettings,
+    geometry: Geometry,
+    views: Sequence[int],
+    shape: tuple[int, int],
+    pixel_size: float,
+    prior_facts: dict[str, Any] | None,
+    device: str | torch.device,
+) -> dict[str, Any]:
+    kept = geometry.subset(views)
+    return {
+        **common_facts(solver, prior, prior_facts, device),
+        "units": settings.units,
+        "seed": settings.seed,
+        "num_samples": settings.num_samples,
+        "format": file.format,
+        "geometry": {
+            "name": type(geometry).__name__,
+            **{key: value for key, value in asdict(kept).items() if key != "angles"},
+            "angles_degrees": [round(math.degrees(angle), 6) for angle in kept.angles],
+            "views_of_the_file": geometry.num_views,
+        },
+        "image": {"shape": list(shape), "pixel_size": pixel_size},
+        "mu_water": settings.mu_water,
+        "photons": "estimated" if settings.photons is None else settings.photons,
+        "noise_std": settings.noise_std,
+        "calibrated_uncertainty": False,
+    }
