@@ -55,12 +55,12 @@ def compare(size: int, views: int, repetitions: int, seed: int) -> None:
     megabytes = A.matrix.nbytes / 1e6
     built = time.perf_counter() - start
     case = f"{size}x{size}, {views} views"
-    print(f"{case:21}matrix and transpose: {megabytes:.0f} MB, made in {built:.2f} s")
+    print(f"{case:20}matrix and transpose: {megabytes:.0f} MB, made in {built:.2f} s")
 
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(4, size, size, generator=generator)
     y = torch.rand(4, views, detectors, generator=generator)
-    one_x, one_y, out_x, out_y = (np.ascontiguousarray(t[0].numpy()) for t in (x, y, x, y))
+    one_x, one_y = x[0].numpy(), y[0].numpy()
     out_x, out_y = np.empty_like(one_x), np.empty_like(one_y)
     projector = astra.create_projector(
         "linear",
@@ -92,10 +92,9 @@ def compare(size: int, views: int, repetitions: int, seed: int) -> None:
     for name, calls in rows:
         deviation = relative(calls[0]().numpy(), calls[2]())
         one, four, theirs, skimage = median_seconds(calls, repetitions)
-        print(
-            f"{case:21}{name:9}{1e3 * one:8.2f}{1e3 * four / 4:9.2f}{1e3 * theirs:9.1f}{1e3 * skimage:9.1f}"
-            f"{theirs / one:9.1f}x{4 * theirs / four:9.1f}x{skimage / one:9.1f}x{deviation:11.1e}"
-        )
+        times = "".join(f"{1e3 * t:10.2f}" for t in (one, four / 4, theirs, skimage))
+        ratios = "".join(f"{ratio:9.1f}x" for ratio in (theirs / one, 4 * theirs / four, skimage / one))
+        print(f"{case:20}{name:9}{times}{ratios}{deviation:10.1e}")
     astra.projector.delete(projector)
 
 
@@ -118,8 +117,8 @@ def main() -> None:
         f"alternating runs of {IN_A_ROW} calls, ms an image; then how much slower ASTRA is than ours for one image"
     )
     print("and for each of four, and skimage for one; deviation is the relative difference from ASTRA.")
-    heads = f"{'ours':>8}{'of four':>9}{'ASTRA':>9}{'skimage':>9}{'ASTRA':>10}{'of four':>10}{'skimage':>10}"
-    print(f"{'':30}{heads}{'deviation':>11}")
+    columns = ("ours", "of four", "ASTRA", "skimage", "ASTRA", "of four", "skimage", "deviation")
+    print(" " * 29 + "".join(f"{name:>10}" for name in columns))
     for size in options.sizes:
         for views in options.views:
             compare(size, views, options.repetitions, options.seed)

@@ -1,8 +1,8 @@
 """Time the multi-coil operator against sigpy's, side by side in one process.
 
 ``A.normal`` with a mask of columns is what every step of every solver calls; it should be at least 6 times as
-fast as sigpy's. Ten calls of one alternate with ten of the other: an iterative method calls the operator again
-and again, and what else the machine does falls on both alike.
+fast as sigpy's. Ten calls of one alternate with ten of the other: an iterative method calls the operator
+again and again, and what else the machine does falls on both alike.
 
 Run ``python -m benchmarks.normal_operator``.
 """
@@ -90,7 +90,10 @@ def main() -> None:
     setting = f"{options.coils} coils, x{options.acceleration}, complex64"
     load = os.getloadavg()[0]
     print(f"{setting}; {torch.get_num_threads()} threads for torch, load of the machine {load:.1f};")
-    print(f"medians of {options.repetitions} alternating runs of {IN_A_ROW} calls, ms a call; deviation is the relative difference.")
+    print(
+        f"medians of {options.repetitions} alternating runs of {IN_A_ROW} calls, ms a call; deviation is the "
+        "relative difference."
+    )
     print(f"{'size':10}{'operation':20}{'ours':>9}{'sigpy':>9}{'ratio':>8}{'deviation':>12}")
     for shape in SHAPES:
         for name, pair in make_calls(shape, options.coils, options.acceleration, options.seed).items():

@@ -99,6 +99,7 @@ def segment(
     settings: CTSettings | None = None,
     *,
     key: str = "",
+    device: str | torch.device = "cpu",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Segmentation:
     """Segment one disc, with the probability of every pixel.
@@ -115,6 +116,8 @@ def segment(
         For the views to keep, samples, seed and, if given, the noise of a line integral.
     key
         The noise depends on it.
+    device
+        Where to compute.
     on_progress
         Called with ``(steps done, steps in all)``.
 
@@ -143,10 +146,10 @@ def segment(
     p = binned((scan.sinogram[0])[views], scan.geometry.subset(views))[0]
     std = PATH_LENGTH.slope(p.clamp(0, PATH_LENGTH.largest)) * (asked.noise_std or NOISE)
     level = float(std.square().mean().sqrt())
-    weighted: LinearOperator = Weighting(level / std) @ operator
+    weighted: LinearOperator = (Weighting(level / std) @ operator).to(device)
     norm = weighted.norm(max_iterations=30)
     posterior = reconstruct(
-        level / std * y / norm,
+        (level / std * y / norm).to(device),
         (1 / norm) * weighted,
         prior,
         solver,
@@ -159,7 +162,7 @@ def segment(
         on_progress=on_progress,
     )
     assert posterior.samples is not None
-    probability = torch.stack([material(sample) for sample in posterior.samples]).mean(0)
+    probability = torch.stack([material(sample) for sample in posterior.samples.cpu()]).mean(0)
     return Segmentation(
         (probability > 0.5).to(torch.uint8),
         probability,
@@ -202,6 +205,7 @@ def segment_file(
     settings: CTSettings,
     *,
     prior_facts: dict[str, Any] | None = None,
+    device: str | torch.device = "cpu",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Segment the disc of one of the challenge's files and write ``out`` in one piece.
@@ -219,9 +223,11 @@ def segment_file(
     scan = read_htc2022(source)
     assert scan.geometry is not None
     kept = scan.geometry.subset(settings.chosen_views(scan.geometry))
-    found = segment(scan, prior, solver, settings, key=Path(source).stem, on_progress=on_progress)
+    found = segment(
+        scan, prior, solver, settings, key=Path(source).stem, device=device, on_progress=on_progress
+    )
     provenance = {
-        **common_facts(solver, prior, prior_facts, "cpu"),
+        **common_facts(solver, prior, prior_facts, device),
         "seed": settings.seed,
         "num_samples": settings.num_samples,
         "angles_degrees": [round(float(np.rad2deg(angle)), 6) for angle in kept.angles],

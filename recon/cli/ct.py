@@ -81,13 +81,23 @@ def ct(
             show_default="that of the file, or such that all is in view",
         ),
     ] = None,
+    challenge: Annotated[
+        str | None,
+        typer.Option(
+            help="htc2022: segment the disc of the Helsinki Tomography Challenge's files; the result holds "
+            "'segmentation' and 'probability', and the prior is 'discs'.",
+            rich_help_panel=_IMAGE,
+            metavar="NAME",
+        ),
+    ] = None,
     num_samples: Annotated[
-        int,
+        int | None,
         typer.Option(
             help="Samples a slice. Their mean is the image, their spread the uncertainty.",
             rich_help_panel=_SAMPLING,
+            show_default="8; 16 for the challenge",
         ),
-    ] = 8,
+    ] = None,
     seed: Annotated[
         int,
         typer.Option(
@@ -96,12 +106,13 @@ def ct(
         ),
     ] = 0,
     prior: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="What images look like: the name of a bundled prior, or a .safetensors file.",
             rich_help_panel=_SAMPLING,
+            show_default="chest; discs for the challenge",
         ),
-    ] = "chest",
+    ] = None,
     nfe: Annotated[
         int | None,
         typer.Option(
@@ -182,6 +193,7 @@ def ct(
         recon ct scan.h5 --views 60 --out out/
         recon ct scan.mat --arc 90 --num-samples 8 --out out/
         recon ct scan.h5 --solver fbp --out fbp/
+        recon ct limited.mat --challenge htc2022 --out out/
 
     The noise of every line integral is found from the data. The result holds the
     datasets 'reconstruction' and 'reconstruction_std', (slices, H, W) in 1/mm or HU,
@@ -207,7 +219,25 @@ def ct(
     )
     from recon.ct import CTSettings, reconstruct_ct_file
     from recon.errors import ReconError
+    from recon.htc2022 import segment_file
 
+    if challenge not in (None, "htc2022"):
+        raise ReconError(f"unknown challenge {challenge!r}: htc2022 is known")
+    if challenge is not None:
+        for option, value in (
+            ("--size", size),
+            ("--pixel-size", pixel_size),
+            ("--slice", slices),
+            ("--photons", photons),
+            ("--detector-spacing", detector_spacing),
+            ("--detector-offset", detector_offset),
+            ("--cache", cache),
+            ("--keep-samples", keep_samples or None),
+            ("--figures", figures or None),
+        ):
+            if value is not None:
+                raise ReconError(f"{option} has no meaning for --challenge {challenge}")
+    prior = prior or ("chest" if challenge is None else "discs")
     if start is not None and arc is None:
         raise ReconError("--start belongs to --arc, which says how many degrees to keep")
     chosen = solver_of(solver, settings or [], nfe)
@@ -215,7 +245,7 @@ def ct(
         views=views,
         arc=None if arc is None else math.radians(arc),
         start=math.radians(start or 0.0),
-        num_samples=num_samples,
+        num_samples=(8 if challenge is None else 16) if num_samples is None else num_samples,
         seed=seed,
         photons=photons,
         noise_std=noise_std,
@@ -228,6 +258,8 @@ def ct(
             raise ReconError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     place = choose_device(device)
+    if challenge is not None and not chosen.needs.prior:
+        raise ReconError(f"--challenge {challenge} samples the posterior, and {solver} has no prior")
     loaded, facts = None, None
     if chosen.needs.prior:
         loaded = load_prior(prior, precision=precision, device=place)
@@ -247,6 +279,27 @@ def ct(
             position = f" ({number + 1} of {len(files)})" if len(files) > 1 else ""
             task = bar.add_task(source.name + position, total=None)
             try:
+                if challenge is not None:
+                    assert loaded is not None
+                    facts_of_disc = segment_file(
+                        source,
+                        out / f"{source.stem}.h5",
+                        loaded,
+                        chosen,
+                        asked,
+                        prior_facts=facts,
+                        device=place,
+                        on_progress=lambda done, total, task=task: bar.update(  # type: ignore[misc]
+                            task, completed=done / total, total=1
+                        ),
+                    )
+                    bar.console.print(
+                        f"{source.name}: disc segmented from {len(facts_of_disc['angles_degrees'])} views, "
+                        f"{time.monotonic() - started:.0f} s"
+                    )
+                    for note in facts_of_disc["warnings"]:
+                        notes.setdefault(note, []).append(source.name)
+                    continue
                 provenance = reconstruct_ct_file(
                     source,
                     out / f"{source.stem}.h5",

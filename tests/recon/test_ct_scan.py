@@ -99,7 +99,9 @@ def test_negative_line_integrals_are_noise():
 
 
 def test_degrees_and_radians():
-    assert angles_in_radians(np.array([0, 90, 180]), "degrees", "x") == pytest.approx((0, math.pi / 2, math.pi))
+    assert angles_in_radians(np.array([0, 90, 180]), "degrees", "x") == pytest.approx(
+        (0, math.pi / 2, math.pi)
+    )
     assert angles_in_radians(np.array([0.0, 1.0]), "radians", "x") == (0.0, 1.0)
     # Few views over a small arc are no mistake.
     assert len(angles_in_radians(np.array([0.0, 2.0, 4.0]), "degrees", "x")) == 3

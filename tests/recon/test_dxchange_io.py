@@ -64,7 +64,7 @@ def test_units_of_theta_and_of_the_detector(tmp_path):
         assert file.read_slice(0).length_unit == "mm"
     with DXchangeFile(tmp_path / "b.h5", detector_spacing=0.2, detector_offset=0.1) as file:
         assert (file.geometry.detector_spacing, file.geometry.detector_offset) == (0.2, 0.1)
-    with pytest.raises(ReconError, match="6.5 furlong, cannot be used"):
+    with pytest.raises(ReconError, match=r"6\.5 furlong, cannot be used"):
         DXchangeFile(write(tmp_path / "c.h5", pixel=(6.5, "furlong")))
 
 

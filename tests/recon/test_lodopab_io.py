@@ -76,9 +76,8 @@ def test_line_integrals_have_no_unit(tmp_path):
 
 def test_what_cannot_be_read(tmp_path):
     path = write_both(tmp_path)
-    with LoDoPaBFile(path) as file:
-        with pytest.raises(ReconError, match="there is no scan 2, the file has 2"):
-            file.read_slice(2)
+    with LoDoPaBFile(path) as file, pytest.raises(ReconError, match="there is no scan 2, the file has 2"):
+        file.read_slice(2)
     with pytest.raises(ReconError, match="closed file"):
         file.read_slice(0)
     with pytest.raises(ReconError, match="there is no such file"):
@@ -98,6 +97,6 @@ def test_what_cannot_be_read(tmp_path):
         LoDoPaBFile(tmp_path / "cut.hdf5")
     nan = np.zeros((1, 1000, 513))
     nan[0, 3, 4] = np.nan
-    with LoDoPaBFile(write(tmp_path / "nan.hdf5", None, data=nan)) as file:
-        with pytest.raises(ReconError, match="the sinogram holds NaN"):
-            file.read_slice(0)
+    damaged = write(tmp_path / "nan.hdf5", None, data=nan)
+    with LoDoPaBFile(damaged) as file, pytest.raises(ReconError, match="the sinogram holds NaN"):
+        file.read_slice(0)

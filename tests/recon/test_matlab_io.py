@@ -41,7 +41,7 @@ def test_names_and_units_can_be_given(tmp_path):
     scan = read_mat_sinogram(path, sinogram="second", angles="t", angle_unit="degrees")
     np.testing.assert_array_equal(scan.sinogram[0], 2 * sinogram())
     np.testing.assert_allclose(scan.geometry.angles, ANGLES)
-    with pytest.raises(ReconError, match="'thetaDeg' holds 12 angles that span 2.88 degrees only"):
+    with pytest.raises(ReconError, match=r"'thetaDeg' holds 12 angles that span 2\.88 degrees only"):
         read_mat_sinogram(path, sinogram="first")
 
 
@@ -56,13 +56,25 @@ def test_a_square_matrix_needs_the_axis(tmp_path):
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ({"sino": sinogram()}, {}, "a vector of angles is expected, and the file has none; name it with 'angles'"),
+        (
+            {"sino": sinogram()},
+            {},
+            "a vector of angles is expected, and the file has none; name it with 'angles'",
+        ),
         ({"theta": ANGLES, "angles": ANGLES}, {}, "the file has several: theta, angles"),
         ({"theta": ANGLES}, {}, "'theta' does not say whether it holds degrees or radians"),
-        ({"thetaRad": ANGLES}, {}, "a matrix with a side of 12, one a view is expected, and the file has none"),
+        (
+            {"thetaRad": ANGLES},
+            {},
+            "a matrix with a side of 12, one a view is expected, and the file has none",
+        ),
         ({"thetaRad": ANGLES, "a": sinogram(), "b": sinogram()}, {}, "the file has several: a, b"),
         ({"thetaRad": ANGLES, "a": sinogram()}, {"sinogram": "c"}, "'c' is no matrix of real numbers"),
-        ({"thetaRad": ANGLES, "a": sinogram(5, 6)}, {"sinogram": "a"}, r"\(5, 6\), of which no side is as long"),
+        (
+            {"thetaRad": ANGLES, "a": sinogram(5, 6)},
+            {"sinogram": "a"},
+            r"\(5, 6\), of which no side is as long",
+        ),
         ({"thetaRad": ANGLES, "a": sinogram()}, {"views_axis": 1}, "whose axis 1 is not as long"),
         ({"thetaRad": ANGLES, "a": sinogram()}, {"angles": "b"}, "no variable 'b' with angles"),
         ({"thetaRad": sinogram(), "a": sinogram()}, {"angles": "thetaRad"}, "must be a vector of angles"),

@@ -1,0 +1,140 @@
+"""Segmentation of the challenge's discs: linearisation, binning, and a disc that was simulated."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from operators.ct import CTOperator
+from operators.ct_geometry import FanBeam, ParallelBeam, equispaced_angles
+from priors import GaussianPrior
+from recon import DDS, ReconError
+from recon.ct import CTSettings
+from recon.htc2022 import AIR, PATH_LENGTH, SIZE, Segmentation, binned, material, path_lengths, segment
+from recon.io.ct_scan import CTScan
+from recon.io.segmentation import write_segmentation
+
+GEOMETRY = FanBeam(equispaced_angles(60, 2 * math.pi), 560, 0.2, 410.66, 553.74)
+PIXEL = 0.1483223
+AIR_LEVEL = 0.015
+
+
+def disc(side=512, pixel=PIXEL):
+    """A disc of 30 mm radius with a hole of 7 mm."""
+    y = (((side - 1) / 2 - torch.arange(side)) * pixel)[:, None]
+    x = (torch.arange(side) - (side - 1) / 2) * pixel
+    return ((x**2 + y**2 < 30**2) & ((x - 9) ** 2 + (y - 6) ** 2 > 7**2)).float()
+
+
+def hardened(lengths):
+    """Line integrals whose path lengths `PATH_LENGTH` finds: its inverse, by a table."""
+    p = torch.linspace(0, 2.4, 4000)
+    return torch.from_numpy(np.interp(lengths.numpy(), PATH_LENGTH(p).numpy(), p.numpy()).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def scan():
+    lengths = CTOperator(GEOMETRY, (256, 256), 2 * PIXEL)(disc(256, 2 * PIXEL))
+    p = hardened(lengths) + AIR_LEVEL
+    noise = 0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    return CTScan(
+        (p + noise)[None],
+        "line_integrals",
+        Path("disc.mat"),
+        GEOMETRY,
+        pixel_size=PIXEL,
+        image_shape=(512, 512),
+    )
+
+
+def smooth_prior(unit="object"):
+    v, u = torch.meshgrid(*(torch.fft.fftfreq(SIZE) for _ in range(2)), indexing="ij")
+    spectrum = 1 / (0.003 + u**2 + v**2)
+    made = GaussianPrior(torch.full((SIZE, SIZE), 0.3), spectrum=0.2 * spectrum / spectrum.mean())
+    made.contract = replace(made.contract, channels="real", unit=unit)
+    return made
+
+
+def test_path_lengths_are_those_of_the_disc(scan):
+    lengths = CTOperator(GEOMETRY, (256, 256), 2 * PIXEL)(disc(256, 2 * PIXEL))
+    found = path_lengths(scan)
+    thick = lengths > 20
+    assert float((found - lengths)[thick].mean()) == pytest.approx(0, abs=0.1)
+    assert float(found[:, :AIR].median()) == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.parametrize("detectors", [560, 558, 563])
+def test_binning_keeps_every_ray_where_it_was(detectors):
+    geometry = replace(GEOMETRY, num_detectors=detectors, detector_offset=0.3)
+    positions = torch.from_numpy(geometry.detector_positions).float()
+    means, wider = binned(positions.expand(60, -1), geometry)
+    assert wider.num_detectors == detectors // 4
+    torch.testing.assert_close(means[0], torch.from_numpy(wider.detector_positions).float())
+
+
+def test_edges_of_samples_are_placed_within_a_pixel():
+    image = disc()
+    coarse = torch.nn.functional.avg_pool2d(image[None, None], 4)[0, 0]
+    wrong = (material(coarse) != image).float().mean()
+    assert float(wrong) < 0.002
+
+
+def test_a_disc_seen_all_around(scan):
+    settings = CTSettings(num_samples=3)
+    found = segment(scan, smooth_prior(), DDS(nfe=8), settings)
+    agreement = (found.segmentation == disc()).float().mean()
+    assert float(agreement) > 0.985
+    assert found.segmentation.dtype == torch.uint8
+    assert found.probability.shape == (512, 512)
+    assert {round(3 * value, 4) for value in found.probability.unique().tolist()} <= {0, 1, 2, 3}
+    assert 0.2 < found.residual < 1.5
+    # Within an arc less is known, and the probability says so.
+    limited = segment(scan, smooth_prior(), DDS(nfe=8), replace(settings, arc=math.pi / 3, start=1.0))
+
+    def doubt(result: Segmentation) -> float:
+        return float((result.probability * (1 - result.probability)).mean())
+
+    assert doubt(limited) > 2 * doubt(found)
+
+
+def test_what_cannot_be_segmented(scan):
+    with pytest.raises(ReconError, match=r"needs a prior of one material, such as 'discs'.*unit 'water'"):
+        segment(scan, smooth_prior("water"))
+    parallel = replace(scan, geometry=ParallelBeam(GEOMETRY.angles, 560, 0.2))
+    with pytest.raises(ReconError, match="line integrals of a fan beam"):
+        segment(parallel, smooth_prior())
+    with pytest.raises(ReconError, match="does not say the size of a pixel"):
+        segment(replace(scan, pixel_size=None), smooth_prior())
+
+
+def test_what_is_written(tmp_path):
+    path = tmp_path / "out" / "a.h5"
+    probability = np.array([[0.2, 0.9]], dtype=np.float32)
+    for _ in range(2):  # an earlier one is replaced
+        write_segmentation(path, (probability > 0.5).astype(np.uint8), probability, {"seed": 1})
+    with h5py.File(path) as file:
+        assert file["segmentation"][()].tolist() == [[0, 1]]
+        np.testing.assert_array_equal(file["probability"][()], probability)
+        assert file.attrs["provenance"] == '{"seed": 1}'
+    assert [p.name for p in path.parent.iterdir()] == ["a.h5"]
+
+
+def test_other_files_are_not_overwritten(tmp_path):
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as file:
+        file["exchange/data"] = np.zeros(3)
+    probability = np.zeros((2, 2), dtype=np.float32)
+    with pytest.raises(ReconError, match="it is HDF5 and no earlier segmentation"):
+        write_segmentation(path, probability.astype(np.uint8), probability, {})
+    for bad, message in (
+        ((probability.astype(np.int32), probability), "is uint8"),
+        ((probability.astype(np.uint8), probability + 2), "lie in"),
+        ((probability.astype(np.uint8) + 3, probability), "be 0 or 1"),
+        ((probability.astype(np.uint8)[:1], probability), "one shape"),
+    ):
+        with pytest.raises(ReconError, match=message):
+            write_segmentation(tmp_path / "b.h5", *bad, {})
