@@ -2,8 +2,8 @@
 
 PYTHON ?= python3
 VENV = .venv
-# nibabel, pydicom and finufft are tested too; astra is not installed, since nothing imports it yet.
-TEST_EXTRAS := test,nifti,dicom,finufft
+# nibabel, pydicom, finufft and astra (with 240 MB of CUDA libraries to download) are tested too.
+TEST_EXTRAS := test,nifti,dicom,finufft,astra
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
 BIN := $(VENV)/bin

@@ -110,13 +110,12 @@ def main() -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    print(f"float32; {threads} threads for torch, load of the machine {load:.1f}; medians of", end=" ")
+    print(f"{options.repetitions} alternating runs of {IN_A_ROW} calls,")
     print(
-        f"float32; {threads} threads for torch, load of the machine {load:.1f}; medians of {options.repetitions}"
+        "ms an image; then how much slower ASTRA is than ours for one image and for each of four, and skimage"
     )
-    print(
-        f"alternating runs of {IN_A_ROW} calls, ms an image; then how much slower ASTRA is than ours for one image"
-    )
-    print("and for each of four, and skimage for one; deviation is the relative difference from ASTRA.")
+    print("for one; deviation is the relative difference from ASTRA.")
     columns = ("ours", "of four", "ASTRA", "skimage", "ASTRA", "of four", "skimage", "deviation")
     print(" " * 29 + "".join(f"{name:>10}" for name in columns))
     for size in options.sizes:

@@ -34,6 +34,7 @@ from recon.ct import CTSettings
 from recon.errors import ReconError
 from recon.htc2022 import AIR, segment
 from recon.io.htc2022 import IMAGE_SHAPE, read_htc2022, read_htc2022_segmentation
+from recon.metrics import matthews
 
 OBJECTS = ("solid_disc", "ta", "tb", "tc", "td")
 ARCS = (90, 80, 70, 60, 50, 40, 30)
@@ -49,14 +50,6 @@ Row = dict[str, Any]
 def files(folder: Path, name: str) -> tuple[Path, Path]:
     """Full scan and reference segmentation of an object."""
     return folder / f"htc2022_{name}_full.mat", folder / f"htc2022_{name}_full_recon_fbp_seg.mat"
-
-
-def matthews(found: Tensor, reference: Tensor) -> float:
-    """Matthews' correlation coefficient of two binary images (Biochim. Biophys. Acta 405, 1975)."""
-    a, b = found.bool(), reference.bool()
-    tp, tn, fp, fn = (float((x & y).sum()) for x, y in ((a, b), (~a, ~b), (a, ~b), (~a, b)))
-    product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
-    return (tp * tn - fp * fn) / math.sqrt(product) if product else 0.0
 
 
 def near_edges(reference: Tensor) -> Tensor:
@@ -96,7 +89,7 @@ def measure(folder: Path, prior: ScorePrior, name: str, arc: int, start: int, nu
     # Counts of pixels and of material among them, by tenths of the probability.
     tenth = (found.probability[near] * 10).long().clamp_max(9)
     return {
-        "mcc": matthews(found.segmentation, reference),
+        "mcc": matthews(found.segmentation.numpy(), reference.numpy()),
         "pixels": torch.bincount(tenth, minlength=10).tolist(),
         "material": torch.bincount(tenth, reference[near].double(), minlength=10).tolist(),
         "claimed": torch.bincount(tenth, found.probability[near].double(), minlength=10).tolist(),

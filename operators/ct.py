@@ -265,10 +265,11 @@ class CTOperator(LinearOperator):
         if self.dtype not in (torch.float32, torch.float64):
             dtype, self._unit = self.dtype, before
             raise OperatorError(f"CTOperator computes in float32 or float64, not in {dtype}.")
-        matrix = self._made.get("matrix")
+        matrix: SystemMatrix | None = self._made.get("matrix")
         # Of another precision it is made anew: in double precision, rounded entries would be worth little.
-        keep = matrix is not None and self.dtype == before.dtype
-        self._made = {"matrix": matrix.to(self.device)} if keep else {}
+        self._made = {}
+        if matrix is not None and self.dtype == before.dtype:
+            self._made["matrix"] = matrix.to(self.device)
         self.matched_adjoint = self.engine == "matrix" or self.device.type == "cpu"
         return self
 

@@ -27,7 +27,7 @@ _ANGLE_TOLERANCE = 1e-6
 class _Views:
     """What all geometries share: an ordered set of views."""
 
-    angles: tuple[float, ...]
+    angles: Sequence[float]
 
     @property
     def num_views(self) -> int:
@@ -110,7 +110,7 @@ class ParallelBeam(_Lines):
         If a number is not what it should be, or the angles look like degrees.
     """
 
-    angles: tuple[float, ...]
+    angles: Sequence[float]
     num_detectors: int
     detector_spacing: float
     detector_offset: float = 0.0
@@ -181,7 +181,7 @@ class FanBeam(_Lines):
         If a number is not what it should be, the angles look like degrees, or the shape is unknown.
     """
 
-    angles: tuple[float, ...]
+    angles: Sequence[float]
     num_detectors: int
     detector_spacing: float
     source_origin: float
@@ -264,7 +264,7 @@ class ConeBeam(_Views):
         If a number is not what it should be, or the angles look like degrees.
     """
 
-    angles: tuple[float, ...]
+    angles: Sequence[float]
     detector_shape: tuple[int, int]
     detector_spacing: tuple[float, float]
     source_origin: float

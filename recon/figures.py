@@ -136,6 +136,46 @@ def ct_figure(
     return _save(_draw([_barred(row)], mean.shape, title), path)
 
 
+def segmentation_figure(
+    path: str | Path, segmentation: np.ndarray, probability: np.ndarray, reference: np.ndarray | None = None
+) -> Path:
+    """Draw a segmentation, the probability of every pixel and, with a reference, what is wrong.
+
+    Parameters
+    ----------
+    path : str or Path
+        The PNG to write; an earlier one is replaced.
+    segmentation, reference : numpy.ndarray
+        (H, W), 0 or 1.
+    probability : numpy.ndarray
+        (H, W) in [0, 1].
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    ReconError
+        If an image is misshapen or holds NaN or infinities, or if the file cannot be written.
+    """
+    path = Path(path)
+    images = {"mean": segmentation.astype(float), "probability": probability}
+    if reference is not None:
+        images["reference"] = reference.astype(float)
+    _check_images(path, images)
+    row = [
+        _Panel("Segmentation", images["mean"]),
+        _Panel("Probability of material", probability, "", "inferno", bar=True),
+    ]
+    if reference is not None:
+        wrong = np.abs(images["mean"] - images["reference"])
+        row.insert(0, _Panel("Reference", images["reference"]))
+        row.insert(2, _Panel("Wrong pixels", wrong, f"{100 * wrong.mean():.2f} %"))
+    return _save(_draw([row], segmentation.shape, ""), path)
+
+
 def posterior_figure(
     path: str | Path,
     mean: np.ndarray,

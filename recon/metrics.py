@@ -13,7 +13,7 @@ import numpy as np
 
 from recon.errors import ReconError
 
-__all__ = ["METRICS", "mse", "nmse", "psnr", "ssim"]
+__all__ = ["METRICS", "matthews", "mse", "nmse", "psnr", "ssim"]
 
 SSIM_WINDOW = 7
 
@@ -146,3 +146,30 @@ def _peak(target: np.ndarray, data_range: float | None) -> float:
     if not peak > 0:
         raise ReconError(f"the dynamic range must be positive, got {peak:g}")
     return peak
+
+
+def matthews(found: np.ndarray, reference: np.ndarray) -> float:
+    """Matthews' correlation coefficient of two binary images: 1 if equal, 0 if unrelated.
+
+    Parameters
+    ----------
+    found, reference : numpy.ndarray
+        Of one shape, 0 or 1.
+
+    Returns
+    -------
+    float
+        ``(TP TN - FP FN) / sqrt((TP + FP)(TP + FN)(TN + FP)(TN + FN))`` (Biochim. Biophys. Acta 405, 1975);
+        0 where that is undefined, because one of the images has a single value.
+
+    Raises
+    ------
+    ReconError
+        If the shapes differ.
+    """
+    if found.shape != reference.shape:
+        raise ReconError(f"images of shapes {found.shape} and {reference.shape} cannot be compared")
+    a, b = found.astype(bool), reference.astype(bool)
+    tp, tn, fp, fn = (float((x & y).sum()) for x, y in ((a, b), (~a, ~b), (a, ~b), (~a, b)))
+    product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    return (tp * tn - fp * fn) / math.sqrt(product) if product else 0.0

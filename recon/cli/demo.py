@@ -1,4 +1,4 @@
-"""``recon demo``: real anatomy from undersampled multi-coil k-space with the bundled prior."""
+"""``recon demo``: real data with the bundled priors, k-space of a brain or projections of a disc."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for results and pictures.", metavar="FOLDER")] = Path(
         "demo"
     ),
-    acceleration: Annotated[float, typer.Option(help="Acceleration of the equispaced mask.")] = 4.0,
+    ct: Annotated[
+        bool, typer.Option("--ct", help="The disc, measured within 90 degrees, instead of the brain.")
+    ] = False,
+    acceleration: Annotated[
+        float | None,
+        typer.Option(help="Acceleration of the equispaced mask of the brain.", show_default="4"),
+    ] = None,
     num_samples: Annotated[int, typer.Option(help="Posterior samples a slice.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
 ) -> None:
@@ -21,7 +27,74 @@ def demo(
     The example is some slices of a real brain (FLAIR) seen by simulated coils,
     with noise. The bundled prior was not trained on this person's images. What
     is written is what [bold]recon mri[/bold] writes, and a picture of every slice.
+
+    With --ct it is a plexiglass disc with holes of the Helsinki Tomography
+    Challenge 2022, measured within 90 degrees; the prior was trained on synthetic
+    discs. What is written is what [bold]recon ct --challenge htc2022[/bold] writes.
     """
+    from recon.errors import ReconError
+
+    if not ct:
+        demo_mri(out, 4.0 if acceleration is None else acceleration, num_samples, seed)
+    elif acceleration is not None:
+        raise ReconError("--acceleration belongs to the brain, not to --ct")
+    else:
+        demo_ct(out, num_samples, seed)
+
+
+def demo_ct(out: Path, num_samples: int, seed: int) -> None:
+    """Segment the measured disc, write the result and a picture, and print the score."""
+    import time
+    from importlib.resources import as_file, files
+
+    import h5py
+    from rich.console import Console
+
+    from priors.files import load_prior, prior_hash, prior_path
+    from recon.cli.progress import progress_bar
+    from recon.cli.run import make_folder
+    from recon.ct import CTSettings
+    from recon.figures import segmentation_figure
+    from recon.htc2022 import segment_file
+    from recon.io.matlab import read_variables
+    from recon.metrics import matthews
+    from recon.solvers.dds import DDS
+
+    path = prior_path("discs")
+    prior = load_prior(path)
+    make_folder(out)
+    started = time.monotonic()
+    with as_file(files("recon") / "data" / "demo_disc.mat") as source, progress_bar("samples") as bar:
+        bar.console.print(f"Segmenting {source.name}, measured within 90 degrees: this takes a minute or so.")
+        task = bar.add_task("sampling", total=None)
+        result = out / f"{source.stem}.h5"
+        provenance = segment_file(
+            source,
+            result,
+            prior,
+            DDS(),
+            CTSettings(num_samples=num_samples, seed=seed),
+            prior_facts={"file": path.name, "sha256": prior_hash(path)},
+            on_progress=lambda done, total: bar.update(
+                task, completed=num_samples * done / total, total=num_samples
+            ),
+        )
+        reference = read_variables(source)["reference"]
+    with h5py.File(result, "r") as file:
+        segmentation, probability = file["segmentation"][()], file["probability"][()]
+    picture = segmentation_figure(out / f"{source.stem}.png", segmentation, probability, reference)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"Matthews' correlation with the reference: {matthews(segmentation, reference):.4f}, from "
+        f"{len(provenance['angles_degrees'])} views; {time.monotonic() - started:.0f} s."
+    )
+    for note in provenance["warnings"]:
+        console.print(f"Note: {note}.")
+    console.print(f"{result.name} and {picture.name} are in {out}. Not for diagnostic use.")
+
+
+def demo_mri(out: Path, acceleration: float, num_samples: int, seed: int) -> None:
+    """Reconstruct the brain, write results and pictures, and print a table."""
     import time
     from importlib.resources import as_file, files
 

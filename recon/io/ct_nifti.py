@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from pathlib import Path
 
@@ -38,18 +39,17 @@ def write_ct_nifti(path: str | Path, volume: CTVolume) -> None:
     if suffix is None:
         raise ReconError(f"{path}: the name of a NIfTI file ends in .nii or .nii.gz")
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine
-    image = nibabel.Nifti1Image(  # type: ignore[attr-defined]
-        np.ascontiguousarray(volume.hu.numpy().transpose(2, 1, 0)), affine
-    )
+    image = nibabel.Nifti1Image(np.ascontiguousarray(volume.hu.numpy().transpose(2, 1, 0)), affine)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = b"HU, not for diagnostic use"
     # nibabel tells the format, and whether to compress, by the ending.
     temporary = path.with_name(f".{uuid.uuid4().hex}.part{suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        nibabel.save(image, temporary)  # type: ignore[attr-defined]
+        nibabel.save(image, temporary)
         temporary.replace(path)
     except OSError as error:
         raise ReconError(f"{path}: cannot be written ({error})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder is none, there is nothing to remove
+            temporary.unlink(missing_ok=True)

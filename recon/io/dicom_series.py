@@ -24,7 +24,6 @@ _KEPT = {
     "KVP": "kvp",
     "Exposure": "exposure_mas",
     "SliceThickness": "slice_thickness_mm",
-    "SeriesDescription": "series_description",
     "BodyPartExamined": "body_part",
     "PatientPosition": "patient_position",
 }
@@ -378,7 +377,7 @@ def _only_dicom(folder: Path) -> bool:
 def _slice_dataset(
     volume: CTVolume, pixels: np.ndarray, index: int, slope: float, shared: dict[str, Any]
 ) -> Any:
-    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
     from pydicom.valuerep import DSfloat
 
@@ -389,7 +388,8 @@ def _slice_dataset(
     meta.MediaStorageSOPClassUID = CTImageStorage
     meta.MediaStorageSOPInstanceUID = generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset = Dataset()
+    dataset.file_meta = meta
     # What the standard requires of a CT image (PS3.3 A.3) and we do not know, or must not tell, is there but
     # empty.
     for key in (

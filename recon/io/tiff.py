@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import uuid
 from collections.abc import Iterable, Sequence
@@ -170,7 +171,8 @@ def write_tiff_stack(path: str | Path, images: Tensor | np.ndarray, *, descripti
     except OSError as error:
         raise ReconError(f"{path}: cannot be written ({error})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder is none, there is nothing to remove
+            temporary.unlink(missing_ok=True)
 
 
 def _name(paths: str | Path | Iterable[str | Path]) -> str:

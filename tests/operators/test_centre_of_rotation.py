@@ -18,7 +18,7 @@ WHOLE = ParallelBeam(turn(120, 2 * math.pi), 128, SPACING)
 FLAT = FanBeam(turn(180, 2 * math.pi), 128, 0.4, 60.0, 90.0)
 CURVED = replace(FLAT, detector="curved")
 
-CASES = {
+CASES: dict[str, tuple[ParallelBeam | FanBeam, str]] = {
     "half a turn": (HALF, "auto"),
     "0° to 180°": (CLOSED, "fourier"),
     "whole turn": (WHOLE, "auto"),

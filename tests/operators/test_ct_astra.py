@@ -30,7 +30,11 @@ SHAPE, PIXEL = (50, 64), 0.7
 # Begins beside 0, where rays would run along the sides of pixels, which belong to either.
 PARALLEL = ParallelBeam(equispaced_angles(20, start=0.02), 96, 0.6, 0.9)
 FAN = FanBeam(equispaced_angles(20, 6.2, 0.3), 96, 1.1, 80, 140, -2.3)
-KERNELS = {"linear": (PARALLEL, "joseph"), "line": (PARALLEL, "line"), "line_fanflat": (FAN, "line")}
+KERNELS: dict[str, tuple[ParallelBeam | FanBeam, str]] = {
+    "linear": (PARALLEL, "joseph"),
+    "line": (PARALLEL, "line"),
+    "line_fanflat": (FAN, "line"),
+}
 every_kernel = pytest.mark.parametrize(("geometry", "projector"), KERNELS.values(), ids=KERNELS)
 
 

@@ -1,8 +1,6 @@
 """Scan geometries: what they say about rays, which views they keep, and what they refuse."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -59,7 +57,7 @@ def test_fan_angle_and_short_scan():
 
 
 def test_angles_of_any_kind_become_a_tuple():
-    assert ParallelBeam(np.array([0, 1]), 3, 1).angles == (0.0, 1.0)
+    assert ParallelBeam(np.array([0, 1]), 3, 1).angles == (0.0, 1.0)  # type: ignore[arg-type]
     assert equispaced_angles(4, start=1.0) == (1.0, 1 + math.pi / 4, 1 + math.pi / 2, 1 + 3 * math.pi / 4)
 
 
@@ -112,9 +110,8 @@ def test_hash_tells_geometries_apart_in_every_process():
     geometry = fan((0.1,))
     others = [fan((0.2,)), fan((0.1,), detector_offset=0.1), fan((0.1,), detector="curved")]
     assert len({g.hash() for g in [geometry, *others, ParallelBeam((0.1,), 5, 2.0)]}) == 5
-    code = "from operators import FanBeam; print(FanBeam([0.1], 5, 2, 40, 100).hash())"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == geometry.hash()
+    # Recorded: caches of other processes, and of other days, are found by it.
+    assert geometry.hash() == "7928cea890e697e1a61c267b3d2986871c3614ec9ff7729d96bc391aeb21feed"
 
 
 @pytest.mark.parametrize(
@@ -123,15 +120,24 @@ def test_hash_tells_geometries_apart_in_every_process():
         (lambda: ParallelBeam([], 5, 1.0), "ParallelBeam needs the angle of at least one view"),
         (lambda: ParallelBeam([0, 90, 180], 5, 1.0), "in radians, within two turns, and one is 180"),
         (lambda: ParallelBeam([0, math.nan], 5, 1.0), "angles of ParallelBeam have NaN"),
-        (lambda: ParallelBeam(["a"], 5, 1.0), "angles of ParallelBeam are a sequence of numbers"),
-        (lambda: ParallelBeam(None, 5, 1.0), "angles of ParallelBeam are a sequence of numbers"),
+        (
+            lambda: ParallelBeam(["a"], 5, 1.0),  # type: ignore[list-item]
+            "angles of ParallelBeam are a sequence of numbers",
+        ),
+        (
+            lambda: ParallelBeam(None, 5, 1.0),  # type: ignore[arg-type]
+            "angles of ParallelBeam are a sequence of numbers",
+        ),
         (lambda: ParallelBeam([0], 0, 1.0), "num_detectors of ParallelBeam is a positive integer, got 0"),
         (lambda: ParallelBeam([0], 5, 0.0), "detector_spacing of ParallelBeam is positive, got 0"),
         (lambda: ParallelBeam([0], 5, 1.0, math.inf), "detector_offset of ParallelBeam is a finite number"),
         (lambda: fan(detector="round"), "detector of FanBeam is 'flat' or 'curved', not 'round'"),
         (lambda: FanBeam([0], 5, 1.0, -1, 100), "source_origin of FanBeam is positive, got -1"),
         (lambda: FanBeam([0], 400, 1.0, 40, 100, detector="curved"), r"reaches 200 mm.* looks behind it"),
-        (lambda: ConeBeam([0], (5,), (1, 1), 40, 100), "detector_shape of ConeBeam is a pair"),
+        (
+            lambda: ConeBeam([0], (5,), (1, 1), 40, 100),  # type: ignore[arg-type]
+            "detector_shape of ConeBeam is a pair",
+        ),
         (lambda: ConeBeam([0], (5, 5), (1, 0), 40, 100), "detector_spacing of ConeBeam is positive"),
         (lambda: equispaced_angles(0), "num_views of equispaced_angles is a positive integer"),
     ],

@@ -23,7 +23,7 @@ from tests.operators.helper import random_complex, relative_error
 
 SHAPE, PIXEL = (72, 60), 0.8
 TURN = 2 * math.pi
-GEOMETRIES = {
+GEOMETRIES: dict[str, ParallelBeam | FanBeam] = {
     "parallel": ParallelBeam(equispaced_angles(9), 97, 0.7, 1.1),
     "flat": FanBeam(equispaced_angles(9, TURN, 0.2), 97, 1.2, 110, 190, -1.7, "flat"),
     "curved": FanBeam(equispaced_angles(9, TURN, 0.2), 97, 1.2, 110, 190, -1.7, "curved"),
@@ -131,7 +131,8 @@ def test_any_batch_real_or_complex():
 def test_double_precision_is_not_rounded_single():
     A = CTOperator(GEOMETRIES["parallel"], SHAPE, PIXEL)
     rounded = A.matrix.forward.values.double()
-    exact = A.to(torch.float64).matrix.forward.values
+    A.to(torch.float64)
+    exact = A.matrix.forward.values
     assert exact.dtype == torch.float64
     assert 0 < relative_error(rounded, exact) < 1e-7
     assert not torch.equal(exact.float().double(), exact)
@@ -157,7 +158,8 @@ def test_index_arrays_are_32_bit():
 
 @pytest.mark.parametrize("built", [True, False])
 def test_subset_keeps_views_in_order(built):
-    A = CTOperator(GEOMETRIES["flat"], SHAPE, PIXEL, rays_per_detector=2).to(torch.float64)
+    A = CTOperator(GEOMETRIES["flat"], SHAPE, PIXEL, rays_per_detector=2)
+    A.to(torch.float64)
     x, y = random_complex(*SHAPE, dtype=torch.complex128), random_complex(3, 97, dtype=torch.complex128)
     if built:
         A(x)

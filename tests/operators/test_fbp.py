@@ -129,7 +129,8 @@ def test_filters_from_sharp_to_smooth():
 
 
 def test_linear_differentiable_batched_and_complex():
-    A = CTOperator(fan(TURN, views=9), (6, 5), 8.0).to(torch.float64)
+    A = CTOperator(fan(TURN, views=9), (6, 5), 8.0)
+    A.to(torch.float64)
     y = random_complex(2, *A.range_shape, dtype=torch.complex128)
     x = fbp(A, y)
     assert x.shape == (2, 6, 5)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ GEOMETRY = ParallelBeam((0.0, 0.5, 1.0, 1.5), 5, 0.2)
 
 def scan(**changes):
     line_integrals = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(0))
-    given = {
+    given: dict[str, Any] = {
         "sinogram": line_integrals,
         "kind": "line_integrals",
         "source": SOURCE,

@@ -6,7 +6,12 @@ import struct
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
 
 from operators.ct_geometry import FanBeam
 from recon.errors import ReconError
@@ -42,10 +47,11 @@ def write(folder, syntax=ExplicitVRLittleEndian, transposed=True, unknown=False,
     folder.mkdir(exist_ok=True)
     for index, phi in enumerate(ANGLES):
         meta = pydicom.dataset.FileMetaDataset()
-        meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+        meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
         meta.MediaStorageSOPInstanceUID = generate_uid()
         meta.TransferSyntaxUID = syntax
-        data = pydicom.dataset.FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        data = pydicom.dataset.Dataset()
+        data.file_meta = meta
         data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
         data.Modality, data.InstanceNumber, data.PatientID = "CT", index + 1, "12345"
         tags = {
@@ -116,7 +122,9 @@ def test_flat_detector(tmp_path):
     def flat(index, tags, data):
         tags[(0x7029, 0x100B)] = "FLAT"
 
-    assert read_dicom_ct_pd(write(tmp_path / "pd", edit=flat)).geometry.detector == "flat"
+    geometry = read_dicom_ct_pd(write(tmp_path / "pd", edit=flat)).geometry
+    assert isinstance(geometry, FanBeam)
+    assert geometry.detector == "flat"
 
 
 def change(tag, value, only=None):

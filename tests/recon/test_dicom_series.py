@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -27,7 +28,8 @@ def write_slice(path, pixels, z, number, series="1.2.3", **changes):
     meta.MediaStorageSOPClassUID = CTImageStorage
     meta.MediaStorageSOPInstanceUID = generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data = pydicom.dataset.FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    data = pydicom.dataset.Dataset()
+    data.file_meta = meta
     data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
     data.Modality, data.SeriesInstanceUID, data.SeriesNumber = "CT", series, 3
     data.PatientName, data.PatientID, data.PatientBirthDate = "Doe^Jane", "12345", "19700101"
@@ -204,7 +206,7 @@ def test_without_pydicom(tmp_path, monkeypatch):
 
 def volume(**changes):
     hu = 500 * torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
-    given = {
+    given: dict[str, Any] = {
         "hu": hu,
         "pixel_spacing": (0.8, 0.7),
         "slice_spacing": 2.0,
@@ -301,7 +303,7 @@ def test_what_is_no_volume(changes, message):
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 def test_nifti_has_values_and_positions(tmp_path, name):
     write_ct_nifti(tmp_path / "out" / name, volume())
-    image = nibabel.load(tmp_path / "out" / name)
+    image: Any = nibabel.load(tmp_path / "out" / name)
     np.testing.assert_array_equal(np.asarray(image.dataobj), volume().hu.numpy().transpose(2, 1, 0))
     # Rows run along y, columns along -z, slices along -x; NIfTI's x and y are the opposite of DICOM's.
     np.testing.assert_allclose(image.affine @ [0, 0, 0, 1], [3, -4, 100, 1])

@@ -41,6 +41,9 @@ def test_slices_with_their_flats_and_darks(tmp_path):
         scan = file.read_slice(1)
         both = file.read_slices([2, 0])
     given = datasets()
+    assert scan.flats is not None
+    assert scan.darks is not None
+    assert scan.geometry is not None
     for name, values in (("data", scan.sinogram), ("data_white", scan.flats), ("data_dark", scan.darks)):
         assert values.dtype == torch.float32
         np.testing.assert_array_equal(values[0], given[name][:, 1])

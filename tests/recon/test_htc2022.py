@@ -130,11 +130,12 @@ def test_other_files_are_not_overwritten(tmp_path):
     probability = np.zeros((2, 2), dtype=np.float32)
     with pytest.raises(ReconError, match="it is HDF5 and no earlier segmentation"):
         write_segmentation(path, probability.astype(np.uint8), probability, {})
-    for bad, message in (
-        ((probability.astype(np.int32), probability), "is uint8"),
-        ((probability.astype(np.uint8), probability + 2), "lie in"),
-        ((probability.astype(np.uint8) + 3, probability), "be 0 or 1"),
-        ((probability.astype(np.uint8)[:1], probability), "one shape"),
+    whole = probability.astype(np.uint8)
+    for segmentation, chance, message in (
+        (probability.astype(np.int32), probability, "is uint8"),
+        (whole, probability + 2, "lie in"),
+        (whole + np.uint8(3), probability, "be 0 or 1"),
+        (whole[:1], probability, "one shape"),
     ):
         with pytest.raises(ReconError, match=message):
-            write_segmentation(tmp_path / "b.h5", *bad, {})
+            write_segmentation(tmp_path / "b.h5", segmentation, chance, {})

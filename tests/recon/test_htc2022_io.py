@@ -62,6 +62,7 @@ def test_limited_scan_keeps_its_arc_and_start(tmp_path):
     degrees = np.arange(40, 70.5, 0.5)
     scan = read_htc2022(write(tmp_path / "a.mat", degrees, name="CtDataLimited"))
     assert scan.sinogram.shape == (1, 61, 560)
+    assert scan.geometry is not None
     np.testing.assert_allclose(scan.geometry.angles, np.deg2rad(degrees))
 
 

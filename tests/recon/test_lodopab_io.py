@@ -31,6 +31,7 @@ def test_scans_with_their_images(tmp_path):
         scan = file.read_slice(1)
     with h5py.File(path) as file:
         np.testing.assert_allclose(scan.sinogram[0], file["data"][1] * 81.35858, rtol=1e-5)
+    assert scan.reference is not None
     with h5py.File(tmp_path / "ground_truth_test_000.hdf5") as file:
         np.testing.assert_allclose(scan.reference[0], file["data"][1] * 0.08135858, rtol=1e-5)
     assert scan.reference_units == "1/mm"
@@ -56,7 +57,7 @@ def test_geometry_is_that_of_the_stored_images():
     row, column = 180.5 + x / (260 / 362), 180.5 + y / (260 / 362)
     ours = ((column - 180.5) * 260 / 362, (180.5 - row) * 260 / 362)
     views = [0, 250, 700]
-    projected = disc_sinogram(geometry.subset(views), ((*ours, 3.0, 1.0),)).numpy()
+    projected = disc_sinogram(geometry.subset(views), ((*ours, 15.0, 1.0),)).numpy()
     middle = (projected * geometry.detector_positions).sum(1) / projected.sum(1)
     angle = (np.array(views) + 0.5) / 1000 * math.pi
     np.testing.assert_allclose(middle, x * np.cos(angle) + y * np.sin(angle), atol=0.05)

@@ -14,6 +14,11 @@ def sinogram(views=12, detectors=7):
     return np.random.default_rng(0).random((views, detectors)).astype(np.float32)
 
 
+def geometry_of(scan):
+    assert scan.geometry is not None
+    return scan.geometry
+
+
 def write(path, **content):
     savemat(path, content)
     return path
@@ -25,12 +30,12 @@ def test_axis_of_the_views_is_the_one_as_long_as_the_angles(tmp_path, transposed
     path = write(tmp_path / "a.mat", sino=data.T if transposed else data, anglesRad=ANGLES[:, None], n=7)
     scan = read_mat_sinogram(path)
     np.testing.assert_array_equal(scan.sinogram[0], data)
-    np.testing.assert_allclose(scan.geometry.angles, ANGLES)
-    assert scan.geometry.detector_spacing == 1.0
+    np.testing.assert_allclose(geometry_of(scan).angles, ANGLES)
+    assert geometry_of(scan).detector_spacing == 1.0
     assert scan.length_unit == "element"
     assert scan.kind == "line_integrals"
     known = read_mat_sinogram(path, detector_spacing=0.1, detector_offset=0.3)
-    assert (known.geometry.detector_spacing, known.geometry.detector_offset) == (0.1, 0.3)
+    assert (geometry_of(known).detector_spacing, geometry_of(known).detector_offset) == (0.1, 0.3)
     assert known.length_unit == "mm"
 
 
@@ -40,7 +45,7 @@ def test_names_and_units_can_be_given(tmp_path):
     )
     scan = read_mat_sinogram(path, sinogram="second", angles="t", angle_unit="degrees")
     np.testing.assert_array_equal(scan.sinogram[0], 2 * sinogram())
-    np.testing.assert_allclose(scan.geometry.angles, ANGLES)
+    np.testing.assert_allclose(geometry_of(scan).angles, ANGLES)
     with pytest.raises(ReconError, match=r"'thetaDeg' holds 12 angles that span 2\.88 degrees only"):
         read_mat_sinogram(path, sinogram="first")
 
@@ -79,10 +84,9 @@ def test_a_square_matrix_needs_the_axis(tmp_path):
         ({"thetaRad": ANGLES, "a": sinogram()}, {"angles": "b"}, "no variable 'b' with angles"),
         ({"thetaRad": sinogram(), "a": sinogram()}, {"angles": "thetaRad"}, "must be a vector of angles"),
         ({"thetaRad": np.arange(12.0) * 15, "a": sinogram()}, {}, "'thetaRad' spans 165 radians"),
-        ({"thetaRad": ANGLES, "a": sinogram() / 0}, {}, "NaN or infinite"),
+        ({"thetaRad": ANGLES, "a": np.nan * sinogram()}, {}, "NaN or infinite"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
 def test_what_cannot_be_read(tmp_path, content, options, message):
     path = write(tmp_path / "a.mat", **content)
     with pytest.raises(ReconError, match=message) as error:

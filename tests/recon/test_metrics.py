@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.record_fastmri_metrics import CASES, make_pair, make_volume
 from recon.errors import ReconError
-from recon.metrics import METRICS, mse, nmse, psnr, ssim
+from recon.metrics import METRICS, matthews, mse, nmse, psnr, ssim
 
 # What the metric functions of the package fastmri 0.3.0 (fastmri.evaluate) gave on the arrays of `make_pair`;
 # printed by benchmarks/record_fastmri_metrics.py under numpy 2.4.6 and scikit-image 0.26.0.
@@ -91,3 +91,15 @@ def test_values_without_meaning():
             metric(zeros, zeros + 1)
     with pytest.raises(ReconError, match="at least 7 × 7, got 6 × 8"):
         ssim(np.ones((1, 6, 8)), np.ones((1, 6, 8)))
+
+
+def test_matthews_is_the_correlation_of_two_binary_images():
+    rng = np.random.default_rng(0)
+    a = rng.random((20, 30)) < 0.4
+    b = a ^ (rng.random(a.shape) < 0.1)
+    assert matthews(b, a) == pytest.approx(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+    assert matthews(a, a) == pytest.approx(1)
+    assert matthews(~a, a) == pytest.approx(-1)
+    assert matthews(np.ones_like(a), a) == 0
+    with pytest.raises(ReconError, match="cannot be compared"):
+        matthews(a[:3], a)

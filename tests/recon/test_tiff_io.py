@@ -44,6 +44,8 @@ def test_projections_become_sinograms(tmp_path):
     assert scan.sinogram.shape == (4, 3, 6)
     for row in range(4):
         np.testing.assert_array_equal(scan.sinogram[row], stack[:, row])
+    assert scan.flats is not None
+    assert scan.darks is not None
     assert (scan.flats.shape, scan.darks.shape) == ((4, 2, 6), (4, 5, 6))
     assert (scan.kind, scan.geometry, scan.slices) == ("counts", GEOMETRY, (0, 1, 2, 3))
     part = read_tiff_projections(path, GEOMETRY, flats=flats, darks=darks, slices=[2])
