@@ -219,9 +219,10 @@ def noise_texture(error: np.ndarray, region: np.ndarray, pixel_size: float) -> N
     last = NPS_SIDE // 2
     power = np.array([spectrum[ring == k].mean() for k in range(1, last + 1)])
     frequencies = np.arange(1, last + 1) / (NPS_SIDE * pixel_size)
-    total = power.sum()
-    # The ring at the highest frequency reaches half beyond it, and 0 half below: a trapezoid, but for 0.
-    mean = float((frequencies * power).sum() / total) if total > 0 else math.nan
+    # By the trapezoid rule; at frequency 0, which the mean took with it, the power is that of the next ring.
+    below, all_power = np.append(0, frequencies), np.append(power[:1], power)
+    total = np.trapezoid(all_power, below)
+    mean = float(np.trapezoid(below * all_power, below) / total) if total > 0 else math.nan
     return NoiseTexture(frequencies, power, float(np.sqrt((squares**2).mean())), mean, len(corners))
 
 
@@ -317,19 +318,24 @@ def observer(radius: float, pixel_size: float) -> np.ndarray:
 # -- regions -------------------------------------------------------------------------------------------------
 
 
-def tissue(image: np.ndarray, low: float, high: float, margin: int) -> np.ndarray:
-    """Where the median of 3 × 3 pixels lies between two values, `margin` pixels within the edge of that.
+def body(image: np.ndarray) -> np.ndarray:
+    """Pixels of the largest thing denser than -300 HU, and of what it encloses; the table is not among them."""
+    from scipy.ndimage import binary_fill_holes, label, median_filter
 
-    Specks of up to four pixels do not count as an edge.
-    """
-    from scipy.ndimage import binary_erosion, label, median_filter
+    parts, count = label(median_filter(image, 3) > -300)
+    if count == 0:
+        raise ReconError("the image shows nothing but air")
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return binary_fill_holes(parts == sizes.argmax())
+
+
+def tissue(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Pixels of the body whose median of 3 × 3 lies between two values in HU."""
+    from scipy.ndimage import median_filter
 
     smooth = median_filter(image, 3)
-    outside = ~((smooth >= low) & (smooth <= high))
-    parts, count = label(outside)
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)
-    region = ~outside | (sizes[parts] <= 4) & outside
-    return binary_erosion(region, iterations=margin) if margin else region
+    return body(image) & (smooth >= low) & (smooth <= high)
 
 
 def away_from(shape: tuple[int, int], discs: list[tuple[float, float, float]]) -> np.ndarray:
@@ -363,7 +369,8 @@ def place(region: np.ndarray, radii: list[float]) -> list[tuple[int, int]]:
     ReconError
         If they do not all fit.
     """
-    free, found = region, []
+    free = region
+    found: list[tuple[int, int]] = []
     for number, radius in enumerate(radii):
         distance = room(free)
         row, column = (int(k) for k in np.unravel_index(int(distance.argmax()), distance.shape))

@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from datetime import date
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def compared(rows: Sequence[Row]) -> str:
     ours = [row for row in rows if row["name"] in ("DDS", "DDS, eta = 0")]
     for name in ("Score-MRI", "DPS"):
         theirs = [row for row in rows if row["name"] == name]
-        best, longest = (max(theirs, key=lambda row, by=by: row[by]) for by in ("psnr", "nfe"))
+        best, longest = (max(theirs, key=itemgetter(by)) for by in ("psnr", "nfe"))
         for which, row in (("at best", best), ("with its longest run", longest)):
             enough = min((r["nfe"] for r in ours if r["psnr"] >= row["psnr"]), default=None)
             sentence += f"; {name} reaches {row['psnr']:.2f} dB {which} ({row['nfe']}), " + (

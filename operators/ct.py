@@ -179,7 +179,7 @@ class CTOperator(LinearOperator):
         return linear_function(y, self._backproject, self._project)
 
     def _direct_inverse(self, y: Tensor, filter: str) -> Tensor:
-        from operators.fbp import fbp
+        from operators.filtered_backprojection import fbp
 
         return fbp(self, y, filter)
 

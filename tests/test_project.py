@@ -85,7 +85,8 @@ def tops(names: set[str]) -> set[str]:
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("operators", {"operators", "torch", "numpy", "torchkbnufft", "finufft"}),  # engines of the NUFFT
+        # Engines of the NUFFT and of line integrals, and sparse matrices.
+        ("operators", {"operators", "torch", "numpy", "scipy", "torchkbnufft", "finufft", "astra"}),
         ("priors", {"priors", "torch", "numpy", "safetensors"}),
     ],
 )
@@ -111,10 +112,13 @@ def test_the_packages_do_not_import_tests_benchmarks_or_examples():
         assert tops(imported_modules(file)).isdisjoint({"tests", "benchmarks", "examples"}), file
 
 
+FORMATS = {"h5py", "nibabel", "pydicom", "tifffile"}
+
+
 def test_file_formats_are_read_in_recon_io_only():
     for file in source_files("operators", "priors", "recon"):
         if not file.is_relative_to(ROOT / "recon" / "io"):
-            assert tops(imported_modules(file)).isdisjoint({"h5py", "nibabel"}), file.relative_to(ROOT)
+            assert tops(imported_modules(file)).isdisjoint(FORMATS), file.relative_to(ROOT)
 
 
 def test_every_folder_of_modules_is_a_package():

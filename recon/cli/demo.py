@@ -47,7 +47,6 @@ def demo_ct(out: Path, num_samples: int, seed: int) -> None:
     import time
     from importlib.resources import as_file, files
 
-    import h5py
     from rich.console import Console
 
     from priors.files import load_prior, prior_hash, prior_path
@@ -57,6 +56,7 @@ def demo_ct(out: Path, num_samples: int, seed: int) -> None:
     from recon.figures import segmentation_figure
     from recon.htc2022 import segment_file
     from recon.io.matlab import read_variables
+    from recon.io.segmentation import read_segmentation
     from recon.metrics import matthews
     from recon.solvers.dds import DDS
 
@@ -80,8 +80,7 @@ def demo_ct(out: Path, num_samples: int, seed: int) -> None:
             ),
         )
         reference = read_variables(source)["reference"]
-    with h5py.File(result, "r") as file:
-        segmentation, probability = file["segmentation"][()], file["probability"][()]
+    segmentation, probability = read_segmentation(result)
     picture = segmentation_figure(out / f"{source.stem}.png", segmentation, probability, reference)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(

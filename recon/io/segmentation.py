@@ -60,3 +60,25 @@ def write_segmentation(
         raise ReconError(f"{path}: cannot be written ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_segmentation(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a segmentation and the probability of every pixel.
+
+    Returns
+    -------
+    segmentation, probability : numpy.ndarray
+        ``(H, W)`` uint8 and float32.
+
+    Raises
+    ------
+    ReconError
+        If the file cannot be read or lacks a dataset.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return file["segmentation"][()], file["probability"][()]
+    except OSError as error:
+        raise ReconError(f"{path}: cannot be read ({error})") from None
+    except KeyError as error:
+        raise ReconError(f"{path}: {error.args[0]}") from None

@@ -76,7 +76,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Solution:
-    """Samples ``(B, H, W)`` with the number of network evaluations each of them took."""
+    """Samples ``(B, *domain_shape)`` with the number of network evaluations each of them took."""
 
     samples: Tensor
     nfe: int
@@ -103,6 +103,8 @@ class Needs:
         coefficients or pixels of one coil, or of each coil on its own.
     images
         Kinds of images, ``"complex"`` and ``"real"``.
+    volume
+        An operator on volumes, ``(D, H, W)``.
     """
 
     prior: bool = True
@@ -112,6 +114,7 @@ class Needs:
     max_norm: float | None = None
     projection: bool = False
     images: tuple[str, ...] = ("complex", "real")
+    volume: bool = False
 
 
 class Solver(Protocol):
@@ -188,6 +191,11 @@ def check_needs(solver: Solver, problem: Problem, prior: ScorePrior | None) -> N
         raise SolverError(f"{name} needs a prior")
     if needs.gradient and prior is not None and not prior.differentiable:
         raise SolverError(f"{name} needs a prior that can be differentiated; {prior.contract.name!r} cannot")
+    if needs.volume and len(operator.domain_shape) != 3:
+        raise SolverError(
+            f"{name} reconstructs volumes (D, H, W), and the images of {type(operator).__name__} have shape "
+            f"{operator.domain_shape}"
+        )
     if needs.matched_adjoint and not operator.matched_adjoint:
         raise SolverError(f"{name} needs an operator with a matched adjoint")
     if needs.noise and not problem.noise_std > 0:
@@ -236,7 +244,7 @@ class KeyedNoise:
     samples
         Index of each item of the batch.
     shape
-        ``(H, W)``.
+        Of an item: ``(H, W)``, ``(C, H, W)`` for coil images, ``(D, H, W)`` for a volume.
     dtype, device
         Of the result; complex noise has ``E|z|^2 = 2``.
     """
@@ -249,7 +257,7 @@ class KeyedNoise:
     device: torch.device
 
     def __call__(self, step: int) -> Tensor:
-        """Noise of a step, ``(B, H, W)``."""
+        """Noise of a step, ``(B, *shape)``."""
         return torch.stack([self._draw(sample, step) for sample in self.samples]).to(self.device)
 
     def _draw(self, sample: int, step: int) -> Tensor:

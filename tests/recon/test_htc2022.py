@@ -16,7 +16,7 @@ from recon import DDS, ReconError
 from recon.ct import CTSettings
 from recon.htc2022 import AIR, PATH_LENGTH, SIZE, Segmentation, binned, material, path_lengths, segment
 from recon.io.ct_scan import CTScan
-from recon.io.segmentation import write_segmentation
+from recon.io.segmentation import read_segmentation, write_segmentation
 
 GEOMETRY = FanBeam(equispaced_angles(60, 2 * math.pi), 560, 0.2, 410.66, 553.74)
 PIXEL = 0.1483223
@@ -116,9 +116,10 @@ def test_what_is_written(tmp_path):
     probability = np.array([[0.2, 0.9]], dtype=np.float32)
     for _ in range(2):  # an earlier one is replaced
         write_segmentation(path, (probability > 0.5).astype(np.uint8), probability, {"seed": 1})
+    segmentation, read = read_segmentation(path)
+    assert segmentation.tolist() == [[0, 1]]
+    np.testing.assert_array_equal(read, probability)
     with h5py.File(path) as file:
-        assert file["segmentation"][()].tolist() == [[0, 1]]
-        np.testing.assert_array_equal(file["probability"][()], probability)
         assert file.attrs["provenance"] == '{"seed": 1}'
     assert [p.name for p in path.parent.iterdir()] == ["a.h5"]
 
@@ -130,6 +131,10 @@ def test_other_files_are_not_overwritten(tmp_path):
     probability = np.zeros((2, 2), dtype=np.float32)
     with pytest.raises(ReconError, match="it is HDF5 and no earlier segmentation"):
         write_segmentation(path, probability.astype(np.uint8), probability, {})
+    with pytest.raises(ReconError, match=r"scan\.h5: .*segmentation"):
+        read_segmentation(path)
+    with pytest.raises(ReconError, match=r"absent\.h5: cannot be read"):
+        read_segmentation(tmp_path / "absent.h5")
     whole = probability.astype(np.uint8)
     for segmentation, chance, message in (
         (probability.astype(np.int32), probability, "is uint8"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from operators import CTOperator, FanBeam, OperatorError, ParallelBeam, equispaced_angles, fbp
-from operators.fbp import FILTERS
+from operators.filtered_backprojection import FILTERS
 from tests.operators.ct_phantoms import blob_image, blob_sinogram, disc_sinogram, radii
 from tests.operators.helper import random_complex, relative_error
 
