@@ -16,6 +16,7 @@ from operators.ct_geometry import FanBeam, ParallelBeam, equispaced_angles
 from priors import Contract, DenoisingUNet, NetworkPrior, NetworkSettings, save_prior
 from recon.cli import main
 from recon.io.ct_files import ct_format
+from recon.io.segmentation import read_segmentation
 
 MU = 0.02
 SIDE, PIXEL = 40, 0.5
@@ -35,13 +36,17 @@ def recon(capsys):
     return run
 
 
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory):
-    path = tmp_path_factory.mktemp("prior") / "tiny.safetensors"
+def tiny_prior(folder, unit):
+    path = folder / f"{unit}.safetensors"
     settings = NetworkSettings(channels=1, widths=(8,), embedding=8, sigma_data=0.5)
-    contract = Contract(channels="real", unit="water", name="tiny", level=0.5, size_multiple=2)
+    contract = Contract(channels="real", unit=unit, name="tiny", level=0.5, size_multiple=2)
     save_prior(path, NetworkPrior(DenoisingUNet(settings), contract))
     return path
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    return tiny_prior(tmp_path_factory.mktemp("prior"), "water")
 
 
 def disc(side=SIDE, pixel=PIXEL):
@@ -115,6 +120,47 @@ def test_challenge_file_with_the_default_solver(recon, challenge, prior, tmp_pat
     assert facts["image"]["pixel_size"] == pytest.approx(20 / SIDE)
     assert (facts["seed"], facts["num_samples"], facts["prior"]["name"]) == (4, 2, "tiny")
     assert "37 of 72 views" in stderr
+
+
+def test_the_challenge(recon, challenge, tmp_path):
+    out = tmp_path / "out"
+    status, stdout, stderr = recon(
+        *("ct", challenge, "--challenge", "htc2022", "--out", out, "--prior", tiny_prior(tmp_path, "object")),
+        *("--arc", 90, "--start", 45, "--num-samples", 2, "--nfe", 2),
+    )
+    assert status == 0, stderr
+    assert stdout == f"1 of 1 file reconstructed into {out}. Not for diagnostic use.\n"
+    assert "full.mat: disc segmented from 19 views" in stderr
+    segmentation, probability = read_segmentation(out / "full.h5")
+    assert segmentation.shape == probability.shape == (512, 512)
+    np.testing.assert_array_equal(segmentation, probability > 0.5)
+    with h5py.File(out / "full.h5") as file:
+        facts = json.loads(file.attrs["provenance"])
+    assert facts["angles_degrees"] == [float(a) for a in range(45, 136, 5)]
+    assert (facts["num_samples"], facts["prior"]["name"]) == (2, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--challenge", "htc2023"), "unknown challenge 'htc2023': htc2022 is known"),
+        (("--challenge", "htc2022", "--size", 64), "--size has no meaning for --challenge htc2022"),
+        (("--challenge", "htc2022", "--figures"), "--figures has no meaning"),
+        (("--challenge", "htc2022", "--solver", "tv"), "samples the posterior, and tv has no prior"),
+    ],
+)
+def test_what_the_challenge_does_not_take(recon, challenge, tmp_path, arguments, message):
+    status, _, stderr = recon("ct", challenge, "--out", tmp_path / "out", *arguments)
+    assert status == 1
+    assert message in stderr
+
+
+def test_a_prior_of_another_kind_is_refused_for_the_challenge(recon, challenge, prior, tmp_path):
+    out = tmp_path / "out"
+    status, _, stderr = recon("ct", challenge, "--challenge", "htc2022", "--prior", prior, "--out", out)
+    assert status == 1
+    assert "needs a prior of one material" in stderr
+    assert list(out.iterdir()) == []
 
 
 def test_counts_of_unknown_element_size(recon, exchange, tmp_path):
