@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -112,9 +113,10 @@ def measure(arguments: argparse.Namespace) -> None:
         print(f"{label:46s} {statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})")
 
 
-def peak(arguments: argparse.Namespace, count: int, solver: str = "DDS") -> int:
-    """Peak memory in MiB of a fresh process that draws samples; of one that only prepares to, for none."""
-    command = [sys.executable, "-m", "benchmarks.overhead", "--peak-of", str(count), "--solver", solver]
+def peak(arguments: argparse.Namespace, count: int, solver: str | None = None) -> int:
+    """Peak memory in MiB of a fresh process that draws samples; of a solver, what its steps add."""
+    command = [sys.executable, "-m", "benchmarks.overhead", "--peak-of", str(count)]
+    command += [] if solver is None else ["--solver", solver]
     for name in ("coils", "size", "prior", "precision"):
         command += [f"--{name}", str(getattr(arguments, name))]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -137,13 +139,12 @@ def steps(arguments: argparse.Namespace) -> None:
     for _ in range(arguments.repetitions + 1):  # the first round warms up
         for name, solver in STEPS.items():
             columns[name].append(timed(lambda s=solver: s.sample(problem, prior, noise)) / solver.nfe)  # type: ignore[misc]
-    idle = peak(arguments, 0)
     for name, values in columns.items():
         ratios = [own / dds for own, dds in zip(values[1:], columns["DDS"][1:], strict=True)]
         print(
             f"a step of {name:20s}          {1e3 * statistics.median(values[1:]):.0f} ms, "
             f"{statistics.median(ratios):.2f} of DDS ({min(ratios):.2f}–{max(ratios):.2f}), "
-            f"peak memory {peak(arguments, 1, name) - idle} MiB above what data and prior take"
+            f"peak memory {peak(arguments, 1, name)} MiB above what data and prior take"
         )
 
 
@@ -156,7 +157,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--peak-of", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--solver", default="DDS", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--solver", choices=STEPS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak_of is None:
         measure(arguments)
@@ -164,10 +165,23 @@ def main() -> None:
         steps(arguments)
         return
     y, operator, prior = setting(arguments)
-    if arguments.peak_of:
-        solver = replace(STEPS[arguments.solver], nfe=4)
-        reconstruct(y, operator, prior, solver, arguments.peak_of, noise_std=NOISE)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    if arguments.solver is None:
+        reconstruct(y, operator, prior, DDS(nfe=4), arguments.peak_of, noise_std=NOISE)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        return
+    # Linux forgets the peak so far when it is told to, and begins anew from what is in use.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    reconstruct(
+        y, operator, prior, replace(STEPS[arguments.solver], nfe=4), arguments.peak_of, noise_std=NOISE
+    )
+    print((resident("VmHWM") - before) // 1024)
+
+
+def resident(name: str) -> int:
+    """Memory of this process in KiB: ``VmRSS`` in use, ``VmHWM`` at its peak."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith(name)).split()[1])
 
 
 if __name__ == "__main__":

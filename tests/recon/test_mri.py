@@ -153,7 +153,7 @@ def test_fully_sampled_data_give_their_root_sum_of_squares(tmp_path, make):
         )
         _, data = reconstruct(scaled, tmp_path / "out.h5", MRISettings(num_samples=4), prior=prior)
         error = np.linalg.norm(data["reconstruction"] / factor - truth) / np.linalg.norm(truth)
-        assert error < 0.02
+        assert error < 0.025  # the spread of a posterior as wide as the noise, over the root of 4 samples
         assert 0 < data["reconstruction_std"].mean() / factor < 0.02 * truth.max()
 
 
