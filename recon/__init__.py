@@ -42,9 +42,12 @@ if TYPE_CHECKING:
     from recon.solvers.cgls import CGLS
     from recon.solvers.daps import DAPS
     from recon.solvers.dds import DDS
+    from recon.solvers.dds_3d import DDS3D
     from recon.solvers.diffpir import DiffPIR
+    from recon.solvers.diffusion_mbir import DiffusionMBIR
     from recon.solvers.dps import DPS
     from recon.solvers.filtered_backprojection import FilteredBackprojection
+    from recon.solvers.perpendicular import Perpendicular, PerpendicularPriors
     from recon.solvers.pigdm import PiGDM
     from recon.solvers.pnp_dm import PnPDM
     from recon.solvers.red_diff import REDDiff
@@ -71,6 +74,7 @@ __all__ = [
     "CGLS",
     "DAPS",
     "DDS",
+    "DDS3D",
     "DPS",
     "SIRT",
     "AdaDiff",
@@ -78,8 +82,11 @@ __all__ = [
     "CTSettings",
     "Calibration",
     "DiffPIR",
+    "DiffusionMBIR",
     "FilteredBackprojection",
     "L1Wavelet",
+    "Perpendicular",
+    "PerpendicularPriors",
     "PiGDM",
     "PnPDM",
     "Posterior",
@@ -113,10 +120,14 @@ _HOMES = {
     "Calibration": "recon.calibration",
     "DAPS": "recon.solvers.daps",
     "DDS": "recon.solvers.dds",
+    "DDS3D": "recon.solvers.dds_3d",
     "DPS": "recon.solvers.dps",
     "DiffPIR": "recon.solvers.diffpir",
+    "DiffusionMBIR": "recon.solvers.diffusion_mbir",
     "FilteredBackprojection": "recon.solvers.filtered_backprojection",
     "L1Wavelet": "recon.solvers.wavelet",
+    "Perpendicular": "recon.solvers.perpendicular",
+    "PerpendicularPriors": "recon.solvers.perpendicular",
     "PiGDM": "recon.solvers.pigdm",
     "PnPDM": "recon.solvers.pnp_dm",
     "Posterior": "recon.posterior",

@@ -21,6 +21,7 @@ from operators.base import LinearOperator
 from operators.beam_hardening import BeamHardeningCorrection
 from operators.ct import CTOperator
 from operators.ct_geometry import FanBeam
+from operators.errors import OperatorError
 from operators.weighting import Weighting
 from priors.base import ScorePrior
 from recon.ct import CTSettings
@@ -28,12 +29,13 @@ from recon.errors import ReconError
 from recon.io.ct_scan import CTScan
 from recon.io.htc2022 import IMAGE_SHAPE, read_htc2022
 from recon.io.segmentation import write_segmentation
+from recon.posterior import Posterior
 from recon.provenance import common_facts
 from recon.sampling import reconstruct
 from recon.scale import Scale
 from recon.solvers.base import Solver
 
-PATH_LENGTH = BeamHardeningCorrection((24.216, -2.1165, 5.6253, -0.8126), 2.24)
+PATH_LENGTH = BeamHardeningCorrection((20.97617, 8.319405, -4.676938, 1.398655), 2.296)
 """From line integrals above air to mm of material. Fitted (`python -m benchmarks.htc2022 --fit`) to the full
 scans of the challenge's five training objects and their reference segmentations."""
 
@@ -48,6 +50,9 @@ SIZE = 128
 
 BINNING = 4
 """Detector elements taken together; at the disc they are then as wide as a pixel of the samples."""
+
+FIRST_SAMPLES = 4
+"""Samples of the first pass."""
 
 MOST_VIEWS = 120
 """Views used at the most; more of them say the same again."""
@@ -75,10 +80,8 @@ class Segmentation:
     warnings: tuple[str, ...]
 
 
-def path_lengths(scan: CTScan) -> Tensor:
-    """Lengths in mm of the rays' ways through material, ``(views, detectors)``.
-
-    The line integrals of air, which scatter and the flat field leave a little above zero, are taken off.
+def above_air(scan: CTScan) -> Tensor:
+    """Line integrals ``(views, detectors)`` less those of air, which scatter and the flat field leave over.
 
     Raises
     ------
@@ -88,8 +91,7 @@ def path_lengths(scan: CTScan) -> Tensor:
     if scan.kind != "line_integrals" or not isinstance(scan.geometry, FanBeam):
         raise ReconError(f"{scan.source}: the challenge's data are line integrals of a fan beam")
     p = scan.sinogram[0]
-    air = torch.cat([p[:, :AIR], p[:, -AIR:]], dim=1).median()
-    return PATH_LENGTH(p - air)
+    return p - torch.cat([p[:, :AIR], p[:, -AIR:]], dim=1).median()
 
 
 def segment(
@@ -103,6 +105,10 @@ def segment(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Segmentation:
     """Segment one disc, with the probability of every pixel.
+
+    Beam and material differ by some percent from object to object. So a first pass with a few samples, which
+    takes :data:`PATH_LENGTH` as it is, is followed by another that takes the polynomial which the scan itself
+    and the first image agree on.
 
     Parameters
     ----------
@@ -134,33 +140,45 @@ def segment(
         )
     if scan.pixel_size is None:
         raise ReconError(f"{scan.source}: the file does not say the size of a pixel")
-    lengths = path_lengths(scan)
+    p = above_air(scan)
     assert isinstance(scan.geometry, FanBeam)
     views = list(asked.chosen_views(scan.geometry))
     views = views[:: -(-len(views) // MOST_VIEWS)]
-    y, geometry = binned(lengths[views], scan.geometry.subset(views))
+    p, geometry = binned(p[views], scan.geometry.subset(views))
     operator = CTOperator(
         geometry, (SIZE, SIZE), scan.pixel_size * IMAGE_SHAPE[0] / SIZE, rays_per_detector=BINNING
     )
-    # Where the beam is hard, a line integral says less of the length.
-    p = binned((scan.sinogram[0])[views], scan.geometry.subset(views))[0]
-    std = PATH_LENGTH.slope(p.clamp(0, PATH_LENGTH.largest)) * (asked.noise_std or NOISE)
-    level = float(std.square().mean().sqrt())
-    weighted: LinearOperator = (Weighting(level / std) @ operator).to(device)
-    norm = weighted.norm(max_iterations=30)
-    posterior = reconstruct(
-        (level / std * y / norm).to(device),
-        (1 / norm) * weighted,
-        prior,
-        solver,
-        asked.num_samples,
-        asked.seed,
-        noise_std=level / norm,
-        scale=Scale(1.0),
-        key=key,
-        keep_samples=True,
-        on_progress=on_progress,
-    )
+    counts = [min(FIRST_SAMPLES, asked.num_samples), asked.num_samples]
+    total, done_before = sum(counts), 0
+
+    def sampled(correction: BeamHardeningCorrection, num_samples: int, name: str) -> Posterior:
+        # Where the beam is hard, a line integral says less of the length.
+        std = correction.slope(p.clamp(0, correction.largest)) * (asked.noise_std or NOISE)
+        level = float(std.square().mean().sqrt())
+        weighted: LinearOperator = (Weighting(level / std) @ operator).to(device)
+        norm = weighted.norm(max_iterations=30)
+
+        def report(done: int, steps: int) -> None:
+            if on_progress is not None:
+                on_progress(done_before * steps // num_samples + done, total * steps // num_samples)
+
+        return reconstruct(
+            (level / std * correction(p) / norm).to(device),
+            (1 / norm) * weighted,
+            prior,
+            solver,
+            num_samples,
+            asked.seed,
+            noise_std=level / norm,
+            scale=Scale(1.0),
+            key=name,
+            keep_samples=True,
+            on_progress=report,
+        )
+
+    first = sampled(PATH_LENGTH, counts[0], f"{key}/first")
+    done_before = counts[0]
+    posterior = sampled(refitted(p, operator.to("cpu")(first.mean.cpu().clamp(0, 1))), counts[1], key)
     assert posterior.samples is not None
     probability = torch.stack([material(sample) for sample in posterior.samples.cpu()]).mean(0)
     return Segmentation(
@@ -169,6 +187,18 @@ def segment(
         posterior.residual / posterior.noise_std,
         posterior.warnings,
     )
+
+
+def refitted(p: Tensor, lengths: Tensor) -> BeamHardeningCorrection:
+    """Polynomial from line integrals to path lengths of one scan, near :data:`PATH_LENGTH`.
+
+    ``lengths`` are those of a first image; what they are uncertain by averages out over thousands of rays. A
+    fit that does not rise all the way is not taken.
+    """
+    try:
+        return BeamHardeningCorrection.fit(p, lengths, degree=4)
+    except OperatorError:
+        return PATH_LENGTH
 
 
 def binned(sinogram: Tensor, geometry: FanBeam) -> tuple[Tensor, FanBeam]:

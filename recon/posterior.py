@@ -13,7 +13,9 @@ from recon.scale import Scale
 
 @dataclass(frozen=True)
 class Posterior:
-    """What repeated sampling says of one image, in the units of the data.
+    """What repeated sampling says of one image ``(H, W)``, or one volume, in the units of the data.
+
+    Of a volume, ``(D, H, W)`` stands for ``(H, W)`` below.
 
     Parameters
     ----------

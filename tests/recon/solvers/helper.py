@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from operators import MulticoilMRI
+from operators import MulticoilMRI, SliceStack
 from operators.base import LinearOperator
 from priors import Contract, GaussianPrior, ScorePrior
 from recon.solvers.base import KeyedNoise, Problem, Solution
@@ -49,6 +49,16 @@ def normalised_coils_problem(shape: Shape, noise_std: float = 0.2, norm: float =
     mask, maps = random_mask(shape), randn(3, *shape, seed=4)
     A = MulticoilMRI(norm * maps / maps.abs().square().sum(0).sqrt(), mask)
     return Problem(mask * randn(3, *shape, seed=5), A, noise_std)
+
+
+def volume_problem(
+    slices: int, shape: Shape, share: float = 0.6, noise_std: float = 0.2, dtype: torch.dtype = C128
+) -> Problem:
+    """As `multicoil_problem`, with data of every slice of a volume."""
+    single = multicoil_problem(shape, share, noise_std, dtype=dtype)
+    A = SliceStack(single.operator, slices)
+    y = randn(*A.range_shape, seed=5, dtype=dtype)
+    return Problem(random_mask(shape, share) * y, A, noise_std)
 
 
 def in_other_units(given: Problem) -> Iterator[tuple[float, Problem]]:
@@ -94,6 +104,11 @@ def covariance_of(prior: GaussianPrior) -> Tensor:
     return (prior.basis * prior.values) @ prior.basis.mH
 
 
+def slicewise_covariance(prior: GaussianPrior, slices: int) -> Tensor:
+    """Covariance of volumes whose slices a prior knows, and which know nothing of each other."""
+    return torch.kron(torch.eye(slices, dtype=C128), covariance_of(prior))
+
+
 def posterior(given: Problem, prior: GaussianPrior, rho: float = 0.0) -> tuple[Tensor, Tensor]:
     """Mean ``(N,)`` and covariance of the posterior of ``y = A (x + rho z) + n``.
 
@@ -116,6 +131,19 @@ class Counting(ScorePrior):
     def denoise_channels(self, x: Tensor, sigma: Tensor) -> Tensor:
         self.calls += 1
         return x * math.nan if self.calls - 1 == self.nan_at else x / (1 + sigma[:, None, None, None] ** 2)
+
+
+def alike_slices_problem(slices: int = 8, noise_std: float = 0.1) -> tuple[Tensor, Problem, GaussianPrior]:
+    """A disc, the same in every slice, noisy and undersampled data, and a prior that knows its spectrum."""
+    shape = (12, 12)
+    v, u = torch.meshgrid(*(torch.linspace(-1, 1, n, dtype=torch.float64) for n in shape), indexing="ij")
+    truth = (0.4 * (v**2 + u**2 < 0.5)).to(C128).expand(slices, *shape)
+    A = volume_problem(slices, shape).operator
+    A = (1 / A.norm()) * A
+    y = A(truth)
+    noisy = y + noise_std * math.sqrt(2) * randn(*y.shape, seed=8) * (y != 0)
+    spectrum = torch.fft.fft2(truth[0], norm="ortho").abs().square().clamp_min(1e-3) / 2
+    return truth, Problem(noisy, A, noise_std), GaussianPrior(0 * truth[0], spectrum=spectrum)
 
 
 # Noise

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from operators import CoilwiseMRI, MulticoilMRI, SinglecoilMRI, birdcage_maps
+from operators import CoilwiseMRI, MulticoilMRI, SinglecoilMRI, SliceStack, birdcage_maps
 from operators.base import LinearOperator
 from operators.ct import CTOperator
 from operators.ct_geometry import ParallelBeam, equispaced_angles
@@ -58,7 +58,7 @@ def prior_for(solver, dtype=torch.complex64):
 
 
 def problem_for(solver, dtype=torch.complex64):
-    """Undersampled data of an image drawn from the prior, and the operator they belong to."""
+    """Undersampled data of an image, or of a volume of slices like it, and the operator they belong to."""
     generator = torch.Generator().manual_seed(0)
     if type(solver).__name__ in ("FilteredBackprojection", "SIRT"):  # what these invert are line integrals
         rays = CTOperator(ParallelBeam(equispaced_angles(12), 12, 1.0), SHAPE, 1.0).to(dtype)
@@ -72,9 +72,11 @@ def problem_for(solver, dtype=torch.complex64):
     else:
         maps = birdcage_maps(3, SHAPE)
         operator = MulticoilMRI(maps / maps.abs().square().sum(0).sqrt(), mask)
+    if solver.needs.volume:
+        operator = SliceStack(operator, SHAPE[0])  # a cube, whose slices are of one size along all axes
     operator = operator.to(dtype)
     v, u = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
-    image = (0.3 + 0.2 * torch.exp(-4 * (u**2 + v**2)) + 0.05j * u).to(dtype)
+    image = (0.3 + 0.2 * torch.exp(-4 * (u**2 + v**2)) + 0.05j * u).to(dtype).expand(operator.domain_shape)
     y = operator(image)
     noise = torch.randn(y.shape, generator=generator, dtype=torch.complex64).to(dtype) * math.sqrt(2)
     return Problem(y + NOISE * noise * mask, operator, NOISE)
@@ -103,7 +105,7 @@ def test_chance_and_batches(name):
     problem, prior = problem_for(solver), prior_for(solver)
     steps = []
     both = solver.sample(problem, prior, noise_for(problem, [0, 1]), lambda *step: steps.append(step))
-    assert both.samples.shape == (2, *SHAPE)
+    assert both.samples.shape == (2, *problem.operator.domain_shape)
     done, total = steps[-1]
     assert done == total, "the last report says that all steps are done"
     assert [done for done, _ in steps] == sorted({done for done, _ in steps})
@@ -181,6 +183,9 @@ def test_coil_images_one_by_one(name, settings):
         ("ula", None, {"levels": 4, "steps": 3, "last_steps": 5}, 14, 14),
         ("adadiff", None, {"levels": 4}, 4, 4),
         ("replacement", None, {"levels": 4, "visits": 3}, 12, 4),
+        ("dds-3d", None, {"nfe": 3, "slice_batch": 16}, 3, 3),
+        ("diffusion-mbir", None, {"steps": 3, "corrector_steps": 2, "slice_batch": 16}, 7, 3),
+        ("perpendicular", None, {"nfe": 3, "slice_batch": 16}, 3, 3),
         ("dps", None, {"nfe": 7}, 7, 7),
         ("dps", "paper", {"nfe": 9}, 9, 9),
         ("dps", "released", {"nfe": 4}, 4, 4),
@@ -218,7 +223,7 @@ def test_network_evaluations_and_progress(name, preset, settings, nfe, steps):
     # A setting called nfe is what may be spent at most.
     assert "nfe" in settings or getattr(solver, "nfe", nfe) == nfe
     assert reports == [(k + 1, steps) for k in range(steps)]
-    assert solution.samples.shape == (2, *SHAPE)
+    assert solution.samples.shape == (2, *problem.operator.domain_shape)
     assert solution.samples.dtype == C128
     assert not solution.samples.requires_grad
 
@@ -231,11 +236,13 @@ def test_the_data_are_used(name):
     posterior = reconstruct(
         problem.y, problem.operator, prior, solver, num_samples=2, noise_std=NOISE, micro_batch=2
     )
-    start = problem.y - problem.operator(0.3 * torch.ones(SHAPE, dtype=problem.y.dtype))
+    shape = problem.operator.domain_shape
+    start = problem.y - problem.operator(0.3 * torch.ones(shape, dtype=problem.y.dtype))
     if isinstance(problem.operator, CTOperator):
         assert posterior.residual < 0.5 * float(problem.y.square().mean().sqrt())
         return
-    components = 2 * problem.y.numel() * problem.operator.mask.float().mean()
+    mask = getattr(problem.operator, "mask", None)
+    components = 2 * problem.y.numel() * (1 if mask is None else mask.float().mean())
     assert posterior.residual < float((start.abs().square().sum() / components).sqrt())
 
 
@@ -287,6 +294,12 @@ def test_a_nan_names_the_step(name):
         *(("score-ald", {"levels": 4, "steps": 3}, k, k) for k in (0, 7, 12)),
         *(("ula", {"levels": 3, "steps": 3, "last_steps": 5}, k, k) for k in (0, 8)),
         ("score-mri", {"steps": 5}, 4, 2),
+        *(
+            (name, {"nfe": 5, "slice_batch": 16}, k, k)
+            for name in ("dds-3d", "perpendicular")
+            for k in (0, 3)
+        ),
+        ("diffusion-mbir", {"steps": 5, "slice_batch": 16}, 4, 2),
         ("adadiff", {"levels": 5}, 3, 3),
         ("replacement", {"levels": 5, "visits": 2}, 4, 2),
         ("twisted-smc", {"particles": 3, "steps": 5}, 6, 2),
@@ -339,6 +352,10 @@ def test_refusals(name):
         scaled = Problem(2 * problem.y, 2 * problem.operator, NOISE)
         with pytest.raises(SolverError, match=f"{kind} replaces what was measured"):
             solver.sample(scaled, prior, noise)
+    if solver.needs.volume:
+        image = Problem(problem.y[0], problem.operator.operator, NOISE)
+        with pytest.raises(SolverError, match=rf"{kind} reconstructs volumes \(D, H, W\), .* shape \(8, 8\)"):
+            solver.sample(image, prior, noise)
     if solver.needs.gradient:
         prior.differentiable = False
         with pytest.raises(
@@ -353,6 +370,7 @@ def test_refusals(name):
         ("noise", ("ula", "pigdm", "diffpir", "daps", "red-diff", "pnp-dm", "twisted-smc")),
         ("gradient", ("dps", "pigdm")),
         ("projection", ("replacement",)),
+        ("volume", ("dds-3d", "diffusion-mbir", "perpendicular")),
         ("matched_adjoint", ("dds", "dps", "twisted-smc", "cg-sense", "tv", "l1-wavelet")),
     ],
 )
