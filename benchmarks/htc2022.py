@@ -99,7 +99,13 @@ def measure(folder: Path, prior: ScorePrior, name: str, arc: int, start: int, nu
 
 
 def run(
-    folder: Path, prior: ScorePrior, digest: str, arcs: Sequence[int], num_samples: int, cache: Path | None
+    folder: Path,
+    prior: ScorePrior,
+    digest: str,
+    arcs: Sequence[int],
+    starts: Sequence[int],
+    num_samples: int,
+    cache: Path | None,
 ) -> Iterator[Row]:
     """Every object, arc and start; what the cache holds is not computed again."""
     known: dict[str, Row] = {}
@@ -107,7 +113,7 @@ def run(
         known = {row["key"]: row for row in map(json.loads, cache.read_text().splitlines())}
     for arc in arcs:
         for name in OBJECTS:
-            for start in STARTS:
+            for start in starts:
                 key = f"{name} {arc} {start} {num_samples} {digest}"
                 if key not in known:
                     row = measure(folder, prior, name, arc, start, num_samples)
@@ -163,6 +169,7 @@ def main() -> None:
     parser.add_argument("--prior", default="discs")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--arcs", type=int, nargs="+", default=list(ARCS))
+    parser.add_argument("--starts", type=int, nargs="+", default=list(STARTS))
     parser.add_argument("--num-samples", type=int, default=16)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--cache", type=Path, metavar="FILE")
@@ -177,7 +184,15 @@ def main() -> None:
         prior = load_prior(options.prior, precision=options.precision)
         digest = prior_hash(prior_path(options.prior))[:12]
         rows = []
-        for row in run(options.data, prior, digest, options.arcs, options.num_samples, options.cache):
+        for row in run(
+            options.data,
+            prior,
+            digest,
+            options.arcs,
+            options.starts,
+            options.num_samples,
+            options.cache,
+        ):
             rows.append(row)
             print(f"{row['key']}: {row['mcc']:.4f}, {row['seconds']:.0f} s", file=sys.stderr, flush=True)
     except (ReconError, PriorError) as error:
@@ -191,7 +206,7 @@ def main() -> None:
         f"- command: `{shlex.join(['python', '-m', 'benchmarks.htc2022', *words])}`",
         f"- prior: {prior.contract.name}, SHA-256 {digest}…, {options.precision}; trained on synthetic discs",
         "- data: the five training objects, measured; arcs that begin at "
-        f"{', '.join(str(start) for start in STARTS)} degrees; {options.num_samples} samples of DDS",
+        f"{', '.join(str(start) for start in options.starts)} degrees; {options.num_samples} samples of DDS",
         f"- {sum(row['seconds'] for row in rows) / len(rows):.0f} s of processor time a scan",
         "",
         "Matthews' correlation coefficient with the reference segmentation, mean over the starts:",

@@ -85,7 +85,7 @@ def ct(
         str | None,
         typer.Option(
             help="htc2022: segment the disc of the Helsinki Tomography Challenge's files; the result holds "
-            "'segmentation' and 'probability', and the prior is 'discs'.",
+            "'segmentation' and 'probability', the prior is 'discs', and dds takes 120 steps from 3.",
             rich_help_panel=_IMAGE,
             metavar="NAME",
         ),
@@ -219,7 +219,7 @@ def ct(
     )
     from recon.ct import CTSettings, reconstruct_ct_file
     from recon.errors import ReconError
-    from recon.htc2022 import segment_file
+    from recon.htc2022 import challenge_solver, segment_file
 
     if challenge not in (None, "htc2022"):
         raise ReconError(f"unknown challenge {challenge!r}: htc2022 is known")
@@ -258,6 +258,8 @@ def ct(
             raise ReconError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     place = choose_device(device)
+    if challenge is not None and solver == "dds" and not settings and nfe is None:
+        chosen = challenge_solver()
     if challenge is not None and not chosen.needs.prior:
         raise ReconError(f"--challenge {challenge} samples the posterior, and {solver} has no prior")
     loaded, facts = None, None

@@ -54,11 +54,10 @@ def demo_ct(out: Path, num_samples: int, seed: int) -> None:
     from recon.cli.run import make_folder
     from recon.ct import CTSettings
     from recon.figures import segmentation_figure
-    from recon.htc2022 import segment_file
+    from recon.htc2022 import challenge_solver, segment_file
     from recon.io.matlab import read_variables
     from recon.io.segmentation import read_segmentation
     from recon.metrics import matthews
-    from recon.solvers.dds import DDS
 
     path = prior_path("discs")
     prior = load_prior(path)
@@ -72,7 +71,7 @@ def demo_ct(out: Path, num_samples: int, seed: int) -> None:
             source,
             result,
             prior,
-            DDS(),
+            challenge_solver(),
             CTSettings(num_samples=num_samples, seed=seed),
             prior_facts={"file": path.name, "sha256": prior_hash(path)},
             on_progress=lambda done, total: bar.update(
