@@ -1,7 +1,7 @@
 """Test cases of CT: slices of a patient with planted discs, and the scans that are simulated of them.
 
-A scan is simulated on pixels half as wide as those that are reconstructed, with detector elements that measure
-the mean over several rays and count photons; the truth is the mean of 2 × 2 pixels.
+A scan is simulated on pixels half as wide as those that are reconstructed, with detector elements that
+measure the mean over several rays and count photons; the truth is the mean of 2 × 2 pixels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.ct_measures import RING, Disc, away_from, place, room, tissue
+from benchmarks.ct_measures import (
+    LEAST_PLACES,
+    NPS_SIDE,
+    RING,
+    Disc,
+    away_from,
+    noise_squares,
+    place,
+    room,
+    tissue,
+)
 from operators.attenuation import MU_WATER, hu_to_mu
 from operators.ct import CTOperator
 from operators.ct_geometry import FanBeam, ParallelBeam, equispaced_angles
@@ -28,11 +38,14 @@ from recon.io.hu_volumes import read_hu_volumes
 FINENESS = 2
 """Pixels simulated for each one reconstructed, along each axis."""
 
-CONTRASTS, INSERT_RADIUS = (20.0, 40.0, 80.0), 4.0
+CONTRASTS, INSERT_RADIUS = (20.0, 40.0, 80.0), 6.0
 """Inserts of low contrast: HU above their surroundings, and radius in mm."""
 
 EDGE_CONTRAST, EDGE_RADIUS, EDGE_REACH = 800.0, 12.0, 8.0
 """Disc in the lung at whose edge resolution is measured: HU, mm, and how far from the edge that looks, mm."""
+
+OFF_GRID = (0.5, 0.25)
+"""Of its centre from a pixel's: about a pixel, symmetry leaves few distances of pixels from the edge."""
 
 SOFT, LUNG = (-20.0, 110.0), (-950.0, -700.0)
 """Between which values in HU tissue is taken for soft tissue and for lung."""
@@ -55,6 +68,8 @@ class Case:
     ----------
     name : str
         What a table calls it.
+    source : str
+        Series and licence.
     fine : ndarray
         Image that is scanned, ``(2H, 2W)``.
     truth, background : ndarray
@@ -68,6 +83,7 @@ class Case:
     """
 
     name: str
+    source: str
     fine: np.ndarray
     truth: np.ndarray
     background: np.ndarray
@@ -140,20 +156,26 @@ def read_cases(path: Path, series: str, slices: list[int]) -> list[Case]:
     where = f"{path}: {volume.name}"
     if volume.pixel_spacing is None or not math.isclose(*volume.pixel_spacing, rel_tol=1e-4):
         raise ReconError(f"{where}: square pixels of a known size are needed, got {volume.pixel_spacing}")
+    licence = volume.attributes.get("licence", "licence unknown")
     cases = []
     for index in slices:
         if not 0 <= index < len(volume.hu):
             raise ReconError(f"{where}: there is no slice {index}, the series has {len(volume.hu)}")
         try:
             cases.append(
-                make_case(f"slice {index}", volume.hu[index].numpy(), FINENESS * volume.pixel_spacing[0])
+                make_case(
+                    f"slice {index}",
+                    volume.hu[index].numpy(),
+                    FINENESS * volume.pixel_spacing[0],
+                    f"{volume.name}, {licence}",
+                )
             )
         except ReconError as error:
             raise ReconError(f"{where}, slice {index}: {error}") from None
     return cases
 
 
-def make_case(name: str, hu: np.ndarray, pixel_size: float) -> Case:
+def make_case(name: str, hu: np.ndarray, pixel_size: float, source: str = "") -> Case:
     """Plant discs in an image in HU ``(2H, 2W)``; `pixel_size` is that of the reconstruction, mm.
 
     Inserts go where soft tissue has most room, each with its observer's ring, the strongest where there is
@@ -162,7 +184,7 @@ def make_case(name: str, hu: np.ndarray, pixel_size: float) -> Case:
     Raises
     ------
     ReconError
-        If the image has an odd side, or the discs do not fit.
+        If the image has an odd side, the discs do not fit, or nothing is left to measure noise in.
     """
     if hu.ndim != 2 or hu.shape[0] % FINENESS or hu.shape[1] % FINENESS:
         raise ReconError(f"an image of even sides is needed, got {hu.shape}")
@@ -171,19 +193,24 @@ def make_case(name: str, hu: np.ndarray, pixel_size: float) -> Case:
     try:
         soft_room = [RING[1] * INSERT_RADIUS / pixel_size] * len(CONTRASTS)
         insert_places = place(tissue(background, *SOFT), soft_room)
-        (edge_place,) = place(tissue(background, *LUNG), [(EDGE_RADIUS + EDGE_REACH) / pixel_size])
+        (edge_place,) = place(tissue(background, *LUNG), [(EDGE_RADIUS + EDGE_REACH) / pixel_size + 1])
     except ReconError as error:
         raise ReconError(f"what is to be planted does not fit: {error}") from None
     inserts = tuple(
         Disc(row, column, INSERT_RADIUS, contrast)
         for (row, column), contrast in zip(insert_places, CONTRASTS, strict=True)
     )
-    edge = Disc(*edge_place, EDGE_RADIUS, EDGE_CONTRAST)
+    edge = Disc(edge_place[0] + OFF_GRID[0], edge_place[1] + OFF_GRID[1], EDGE_RADIUS, EDGE_CONTRAST)
     for disc in (*inserts, edge):
         fine = fine + disc.contrast * disc.coverage(
             (background.shape[0], background.shape[1]), pixel_size, FINENESS
         )
-    return Case(name, fine, reduced(fine), background, pixel_size, inserts, edge)
+    case = Case(name, source, fine, reduced(fine), background, pixel_size, inserts, edge)
+    if not noise_squares(case.flat):
+        raise ReconError(f"no square of {NPS_SIDE} × {NPS_SIDE} pixels for noise fits into soft tissue")
+    if np.count_nonzero(case.empty_places) < LEAST_PLACES:
+        raise ReconError(f"there are fewer than {LEAST_PLACES} empty places to compare an insert with")
+    return case
 
 
 def reduced(fine: np.ndarray) -> np.ndarray:
@@ -206,8 +233,8 @@ class Scan:
     views : int
         Number of views.
     arc : float, optional
-        Arc in degrees that they cover, its middle from the front; else half a turn of parallel rays, a whole
-        turn of a fan.
+        Arc in degrees that they cover, vertical rays in its middle; else half a turn of parallel rays, a
+        whole turn of a fan.
     """
 
     beam: str

@@ -15,14 +15,17 @@ import numpy as np
 from recon.errors import ReconError
 
 STEP = 0.25
-"""Bins of an oversampled edge response, in pixels."""
+"""Distance between the points of an oversampled edge response, in pixels."""
 
 THRESHOLD = 3.0
 """Standard deviations of the observer's answer where there is nothing, from which a disc counts as detected:
 of normal noise, one empty place in 740 would."""
 
-RING = (1.25, 2.0)
+RING = (1.2, 1.7)
 """Inner and outer radius of the ring that tells the local background of a disc, over the disc's radius."""
+
+LEAST_PLACES = 10
+"""Empty places without which nothing is said about a disc."""
 
 NPS_SIDE, NPS_STRIDE = 16, 4
 """Side of the squares in which noise texture is measured and their distance, pixels."""
@@ -96,10 +99,10 @@ def edge_mtf(
     """Modulation transfer at the edge of a disc, all around it.
 
     The values of the pixels, ordered by their distance from the edge, are an oversampled edge response;
-    its derivative is the line spread, and the Fourier transform of that the transfer (Richard et al., "Towards
-    task-based assessment of CT performance", Med. Phys. 39, 4115, 2012). That of the bins and differences is
-    divided out. It contains the pixels themselves: an ideal image with the mean over each pixel has the
-    transfer of a pixel and not 1.
+    its derivative is the line spread, and the Fourier transform of that the transfer (Richard et al.,
+    "Towards task-based assessment of CT performance", Med. Phys. 39, 4115, 2012). The transfer of what is
+    done with the values is divided out. It contains the pixels themselves: an ideal image with the mean over
+    each pixel has the transfer of a pixel and not 1.
 
     Parameters
     ----------
@@ -126,20 +129,35 @@ def edge_mtf(
     distance = np.hypot(rows[:, None] - disc.row, columns - disc.column) * pixel_size - disc.radius
     step = STEP * pixel_size
     half = math.ceil(reach / step)
-    centres = step * np.arange(-half, half + 1)
-    bins = np.rint(distance / step).astype(int) + half
-    near = (bins >= 0) & (bins < len(centres))
-    counts = np.bincount(bins[near], minlength=len(centres))
-    sums = np.bincount(bins[near], weights=response[near], minlength=len(centres))
-    found = counts > 0
-    edge = np.interp(centres, centres[found], sums[found] / counts[found])
+    positions = step * np.arange(-half, half + 1)
+    edge = _local_lines(distance.ravel(), response.ravel(), positions, step)
     spread = (edge[:-1] - edge[1:]) * _flat_window(len(edge) - 1)
     if not spread.sum() > 0:
         raise ReconError("no edge is seen where the disc was planted")
     frequencies = np.linspace(0, 1 / pixel_size, 201)
-    positions = step * np.arange(len(spread))
-    transform = np.abs(np.exp(-2j * np.pi * frequencies[:, None] * positions) @ spread)
-    return frequencies, transform / transform[0] / np.sinc(frequencies * step) ** 2
+    transform = np.abs(np.exp(-2j * np.pi * frequencies[:, None] * positions[1:]) @ spread)
+    # The triangle has the transfer sinc², the difference sinc.
+    return frequencies, transform / transform[0] / np.sinc(frequencies * step) ** 3
+
+
+def _local_lines(x: np.ndarray, values: np.ndarray, positions: np.ndarray, width: float) -> np.ndarray:
+    """Value at each position of the line that fits best nearby, weights falling to 0 at a distance `width`.
+
+    About a small disc the pixels are few, and not at the same distances everywhere. A mean would take the
+    value of where they lie for that of the position.
+    """
+    near = (x > positions[0] - width) & (x < positions[-1] + width)
+    x, values = x[near], values[near]
+    away = x - positions[:, None]
+    weight = np.clip(1 - np.abs(away) / width, 0, None)
+    s0, s1, s2 = ((weight * away**k).sum(axis=1) for k in range(3))
+    t0, t1 = ((weight * away**k * values).sum(axis=1) for k in range(2))
+    determinant = s0 * s2 - s1**2
+    found = determinant > 1e-6 * (s0 * width) ** 2
+    if not found.any():
+        raise ReconError("the disc is too small, or too near the border, for an edge response")
+    lines = (s2 * t0 - s1 * t1)[found] / determinant[found]
+    return np.interp(positions, positions[found], lines)
 
 
 def first_below(frequencies: np.ndarray, transfer: np.ndarray, level: float) -> float:
@@ -153,7 +171,7 @@ def first_below(frequencies: np.ndarray, transfer: np.ndarray, level: float) -> 
 
 
 def _flat_window(length: int) -> np.ndarray:
-    """1 over the middle half, cosines outside (Tukey): a window without a flat top would narrow the spread."""
+    """1 over the middle half, cosines outside (Tukey): without a flat top, it would narrow the spread."""
     x = np.abs(np.linspace(-1, 1, length))
     return np.where(x <= 0.5, 1.0, 0.5 + 0.5 * np.cos(2 * np.pi * (x - 0.5)))
 
@@ -286,15 +304,15 @@ def detect(
     Raises
     ------
     ReconError
-        If there are fewer than ten empty places.
+        If there are too few empty places.
     """
     from scipy.ndimage import correlate
 
-    if np.count_nonzero(places) < 10:
-        raise ReconError("there are fewer than 10 empty places to compare a disc with")
+    if np.count_nonzero(places) < LEAST_PLACES:
+        raise ReconError(f"there are fewer than {LEAST_PLACES} empty places to compare a disc with")
     template = observer(disc.radius, pixel_size)
-    # Normalised such that a disc in an ideal image is answered by its contrast, partly covered pixels and all.
-    answer = correlate(response.astype(np.float64), template, mode="nearest")[int(disc.row), int(disc.column)]
+    answers = correlate(response.astype(np.float64), template, mode="nearest")
+    answer = answers[int(disc.row), int(disc.column)]
     empty = correlate(error.astype(np.float64), template, mode="nearest")[places]
     spread = float(empty.std(ddof=1))
     excess = float(answer - empty.mean())
@@ -319,7 +337,7 @@ def observer(radius: float, pixel_size: float) -> np.ndarray:
 
 
 def body(image: np.ndarray) -> np.ndarray:
-    """Pixels of the largest thing denser than -300 HU, and of what it encloses; the table is not among them."""
+    """Pixels of the largest thing denser than -300 HU, and what it encloses: the table is not among them."""
     from scipy.ndimage import binary_fill_holes, label, median_filter
 
     parts, count = label(median_filter(image, 3) > -300)
@@ -348,7 +366,7 @@ def away_from(shape: tuple[int, int], discs: list[tuple[float, float, float]]) -
 
 
 def room(region: np.ndarray) -> np.ndarray:
-    """Distance in pixels of each pixel of a region from the nearest one that is not in it, or off the image."""
+    """Distance in pixels of each pixel of a region from the nearest one outside, where the image ends too."""
     from scipy.ndimage import distance_transform_edt
 
     return distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import h5py
 import numpy as np
@@ -161,6 +162,23 @@ def test_a_prior_of_another_kind_is_refused_for_the_challenge(recon, challenge, 
     assert status == 1
     assert "needs a prior of one material" in stderr
     assert list(out.iterdir()) == []
+
+
+def test_demo(recon, tmp_path, monkeypatch):
+    (tmp_path / "discs.safetensors").write_bytes(tiny_prior(tmp_path, "object").read_bytes())
+    monkeypatch.setattr("priors.files._WEIGHTS", tmp_path)
+    monkeypatch.setattr("recon.htc2022.NFE", 2)
+    out = tmp_path / "demo"
+    status, stdout, stderr = recon("demo", "--ct", "--out", out, "--num-samples", 1)
+    assert status == 0, stderr
+    assert sorted(path.name for path in out.iterdir()) == ["demo_disc.h5", "demo_disc.png"]
+    score = re.search(r"correlation with the reference: (-?[\d.]+), from 91 views", stdout)
+    assert score is not None, stdout
+    # An untrained prior knows nothing of discs, and the data alone show half of the edges.
+    assert float(score[1]) > 0.5
+    status, _, stderr = recon("demo", "--ct", "--acceleration", 4)
+    assert status == 1
+    assert "--acceleration belongs to the brain" in stderr
 
 
 def test_counts_of_unknown_element_size(recon, exchange, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from recon import figures
 from recon.errors import ReconError
-from recon.figures import reconstruction_figure
+from recon.figures import ct_figure, reconstruction_figure, segmentation_figure
 from recon.metrics import psnr, ssim
 
 
@@ -126,3 +126,30 @@ def test_slow_libraries_are_imported_when_needed():
     code = f"import sys, recon.figures, recon.evaluation; print({slow})"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("units", ["1/mm", "HU"])
+def test_ct_figure_with_and_without_the_truth(tmp_path, units):
+    rng = np.random.default_rng(0)
+    mean, std = rng.random((20, 30)), 0.1 * rng.random((20, 30))
+    sizes = []
+    for truth in (None, mean + 0.1):
+        path = ct_figure(tmp_path / "a" / "ct.png", mean, std, units=units, truth=truth, title="x")
+        assert path.read_bytes().startswith(b"\x89PNG")
+        sizes.append(pixels(path).shape)
+    assert sizes[1][1] > 1.5 * sizes[0][1]
+    with pytest.raises(ReconError, match="'std' must be a real image like 'mean'"):
+        ct_figure(tmp_path / "b.png", mean, std[1:], units=units)
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_segmentation_figure_shows_what_is_wrong(tmp_path):
+    reference = np.zeros((20, 20), dtype=np.uint8)
+    reference[5:15, 5:15] = 1
+    probability = np.roll(reference, 3, axis=1).astype(np.float32)
+    segmentation = (probability > 0.5).astype(np.uint8)
+    alone = pixels(segmentation_figure(tmp_path / "a.png", segmentation, probability))
+    beside = pixels(segmentation_figure(tmp_path / "b.png", segmentation, probability, reference))
+    assert beside.shape[1] > 1.5 * alone.shape[1]
+    with pytest.raises(ReconError, match="NaN or infinite"):
+        segmentation_figure(tmp_path / "c.png", segmentation, probability * np.nan)
