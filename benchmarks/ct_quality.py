@@ -72,7 +72,6 @@ from recon.metrics import psnr, ssim
 from recon.posterior import Posterior
 from recon.sampling import reconstruct
 from recon.scale import Scale
-from recon.sinogram_noise import sinogram_noise
 from recon.solvers.base import Problem, Solver, settings_of
 from recon.solvers.dds import DDS
 from recon.solvers.dps import DPS
@@ -95,10 +94,6 @@ DIFFUSION: dict[str, Solver] = {
     "Score-MRI": ScoreMRI(),
 }
 METHODS = (*CLASSICAL, *DIFFUSION)
-
-UNWEIGHTED = (DPS, ScoreALD, ScoreMRI)
-"""Solvers that step along the gradient of the misfit, and are given data of equal weight, as published. Noise
-weights make the misfit so flat behind thick parts that they get nowhere: DPS loses 10 dB at 60 views."""
 
 WINDOW = (-500.0, 300.0)
 """Of the picture, HU."""
@@ -154,22 +149,21 @@ class Task:
     @cached_property
     def weighted(self) -> CTProblem:
         """Data weighted by their noise, images in units of water."""
-        return self._problem(self.settings)
+        return self._problem(weighted=True)
 
     @cached_property
     def unweighted(self) -> CTProblem:
         """All data as if they had the mean noise."""
-        std = sinogram_noise(self.measurement.sinogram, photons=self.photons).std
-        level = float(std.double().square().mean().sqrt())
-        return self._problem(CTSettings(noise_std=level, units="HU"))
+        return self._problem(weighted=False)
 
-    def _problem(self, settings: CTSettings) -> CTProblem:
-        found = ct_problem(self.measurement.sinogram, self.measurement.operator, settings)
+    def _problem(self, weighted: bool) -> CTProblem:
+        made = self.measurement
+        found = ct_problem(made.sinogram, made.operator, self.settings, weighted=weighted)
         return replace(found, y=found.y.to(self.device), operator=found.operator.to(self.device))
 
     def reconstruct(self, solver: Solver, prior: ScorePrior | None = None, num_samples: int = 1) -> Posterior:
         """Reconstruct, in HU; what images are worth in attenuation is known and not estimated."""
-        problem = self.unweighted if isinstance(solver, UNWEIGHTED) else self.weighted
+        problem = self.unweighted if solver.needs.equal_weights else self.weighted
         posterior = reconstruct(
             problem.y,
             problem.operator,
@@ -300,7 +294,7 @@ def contenders(
             count = num_samples if name == "DDS" else 1
             identity = {
                 "solver": settings_of(solver),
-                "weighted": not isinstance(solver, UNWEIGHTED),
+                "weighted": not solver.needs.equal_weights,
                 "samples": count,
                 "prior": digest,
             }
@@ -642,8 +636,7 @@ def report(rows: Sequence[Row], *, command: str, prior: str, photons: float, pic
         "scan by PSNR against the truth: an oracle, which flatters them. TV takes "
         f"{TV_ITERATIONS} primal-dual steps",
         "other methods": "their defaults; one sample each, of DDS also the mean. "
-        f"{', '.join(kind.__name__ for kind in UNWEIGHTED)} are given data of equal weight, the others "
-        "data weighted by their noise",
+        "DPS, Score-ALD and Score-MRI are given data of equal weight, the others weighted by their noise",
         "truth": "mean over 2 × 2 pixels of what was scanned",
     }
     text = [

@@ -31,6 +31,7 @@ from recon.sampling import reconstruct
 from recon.scale import Scale
 from recon.sinogram_noise import sinogram_noise
 from recon.solvers.base import Solver
+from recon.solvers.dds import DDS
 
 Geometry = ParallelBeam | FanBeam
 
@@ -128,7 +129,9 @@ class CTProblem:
     unit: float
 
 
-def ct_problem(sinogram: Tensor, operator: CTOperator, settings: CTSettings) -> CTProblem:
+def ct_problem(
+    sinogram: Tensor, operator: CTOperator, settings: CTSettings, *, weighted: bool = True
+) -> CTProblem:
     """Bring a sinogram and its operator to unit norm, white noise and images in units of water.
 
     The noise of every datum weighs it: ``W A`` and ``W y`` have white noise, where ``W`` is one over its
@@ -142,6 +145,9 @@ def ct_problem(sinogram: Tensor, operator: CTOperator, settings: CTSettings) -> 
         In 1/mm and mm.
     settings
         For noise and units.
+    weighted
+        If not, all data are taken as if they had the mean noise, for solvers that need that
+        (``needs.equal_weights``).
 
     Raises
     ------
@@ -156,9 +162,12 @@ def ct_problem(sinogram: Tensor, operator: CTOperator, settings: CTSettings) -> 
         raise ReconError("the sinogram holds values that are not finite")
     noise = sinogram_noise(sinogram, photons=settings.photons, noise_std=settings.noise_std)
     level = float(noise.std.double().square().mean().sqrt())
-    weighted: LinearOperator = Weighting(level / noise.std) @ (settings.unit * operator)
-    norm = weighted.norm(max_iterations=30)
-    return CTProblem(level / noise.std * sinogram / norm, (1 / norm) * weighted, level / norm, settings.unit)
+    weights = level / noise.std if weighted else torch.ones_like(sinogram)
+    scaled: LinearOperator = settings.unit * operator
+    if weighted:
+        scaled = Weighting(weights) @ scaled
+    norm = scaled.norm(max_iterations=30)
+    return CTProblem(weights * sinogram / norm, (1 / norm) * scaled, level / norm, settings.unit)
 
 
 def reconstruct_sinogram(
@@ -206,7 +215,8 @@ def reconstruct_sinogram(
             f"prior {prior.contract.name!r} knows one object in units of its material, not attenuation: it "
             "is for the challenge only"
         )
-    problem = ct_problem(sinogram, operator, asked)
+    solver = DDS() if solver is None else solver
+    problem = ct_problem(sinogram, operator, asked, weighted=not solver.needs.equal_weights)
     # Attenuation has units, and so has a prior that knows water; another one knows a level.
     known = asked.units != "1/element" and prior is not None and prior.contract.unit == "water"
     scale = Scale(1.0) if known else None

@@ -105,6 +105,9 @@ class Needs:
         Kinds of images, ``"complex"`` and ``"real"``.
     volume
         An operator on volumes, ``(D, H, W)``.
+    equal_weights
+        Data that are not weighted by their noise, where that differs much from one datum to another: weights
+        make the misfit flat where they are small, and a step along its gradient gets nowhere there.
     """
 
     prior: bool = True
@@ -115,6 +118,7 @@ class Needs:
     projection: bool = False
     images: tuple[str, ...] = ("complex", "real")
     volume: bool = False
+    equal_weights: bool = False
 
 
 class Solver(Protocol):

@@ -65,7 +65,7 @@ class DPS:
         If a setting is out of its range.
     """
 
-    needs: ClassVar[Needs] = Needs(gradient=True)
+    needs: ClassVar[Needs] = Needs(gradient=True, equal_weights=True)
 
     nfe: int = 100
     zeta: float | None = None

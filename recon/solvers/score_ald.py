@@ -63,7 +63,7 @@ class ScoreALD:
         If a setting is out of its range.
     """
 
-    needs: ClassVar[Needs] = Needs()
+    needs: ClassVar[Needs] = Needs(equal_weights=True)
 
     levels: int = 50
     steps: int = 3

@@ -73,7 +73,7 @@ class ScoreMRI:
         If a setting is out of its range.
     """
 
-    needs: ClassVar[Needs] = Needs(max_norm=math.sqrt(2))
+    needs: ClassVar[Needs] = Needs(max_norm=math.sqrt(2), equal_weights=True)
 
     steps: int = 40
     corrector_steps: int = 1

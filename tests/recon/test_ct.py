@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +109,26 @@ def test_the_operator_has_unit_norm_and_the_noise_is_white():
     thick = clean > clean.max() / 2
     assert float(residual[thick].std()) == pytest.approx(1, rel=0.1)
     assert float(residual[~thick].std()) == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize("solver", ["dps", "dds"])
+def test_data_are_weighted_unless_a_solver_cannot_have_it(solver):
+    operator, y = scan(views=12)
+    made, given = make_solver(solver, None, {"nfe": "2"}), []
+
+    class Spy:
+        needs = made.needs
+
+        def sample(self, problem, *rest):
+            given.append(problem)
+            return made.sample(problem, *rest)
+
+    spied: Any = Spy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recon.sampling.settings_of", lambda _: {})
+        reconstruct_sinogram(y, operator, prior(), spied, CTSettings(photons=PHOTONS, num_samples=1))
+    ratio = given[0].y / y
+    assert bool((ratio.max() < 1.001 * ratio.min()) == (solver == "dps"))
 
 
 def test_length_units_do_not_change_the_image():
