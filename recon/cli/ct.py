@@ -7,12 +7,23 @@ from typing import Annotated
 
 import typer
 
+from recon.cli.options import (
+    COMPUTER,
+    OUTPUT,
+    SAMPLING,
+    Device,
+    KeepSamples,
+    NumEvaluations,
+    Out,
+    Precision,
+    Seed,
+    SolverSettings,
+    Threads,
+)
+
 _VIEWS = "Choice among the views that were measured"
-_SAMPLING = "Sampling of the posterior"
 _IMAGE = "Image"
 _DATA = "What is known about the data (found from file and data if not given)"
-_OUTPUT = "Output"
-_COMPUTER = "Computer"
 
 
 def ct(
@@ -22,24 +33,15 @@ def ct(
             help="Projections: HTC 2022 and other .mat, DXchange and LoDoPaB HDF5, a folder of DICOM-CT-PD."
         ),
     ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="Folder for the results, <same name>.h5 for each file.",
-            rich_help_panel=_OUTPUT,
-            metavar="FOLDER",
-        ),
-    ],
+    out: Out,
     units: Annotated[
-        str, typer.Option(help="Units of the images: 1/mm or HU.", rich_help_panel=_OUTPUT)
+        str, typer.Option(help="Units of the images: 1/mm or HU.", rich_help_panel=OUTPUT)
     ] = "1/mm",
-    keep_samples: Annotated[
-        bool, typer.Option("--keep-samples", help="Write every sample too.", rich_help_panel=_OUTPUT)
-    ] = False,
+    keep_samples: KeepSamples = False,
     figures: Annotated[
         bool,
         typer.Option(
-            "--figures", help="Write a picture of every slice, <name>_<slice>.png.", rich_help_panel=_OUTPUT
+            "--figures", help="Write a picture of every slice, <name>_<slice>.png.", rich_help_panel=OUTPUT
         ),
     ] = False,
     views: Annotated[
@@ -94,50 +96,30 @@ def ct(
         int | None,
         typer.Option(
             help="Samples a slice. Their mean is the image, their spread the uncertainty.",
-            rich_help_panel=_SAMPLING,
+            rich_help_panel=SAMPLING,
             show_default="8; 16 for the challenge",
         ),
     ] = None,
-    seed: Annotated[
-        int,
-        typer.Option(
-            help="Seed of the samples. The same seed gives the same result, to the last bit on the same CPU.",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = 0,
+    seed: Seed = 0,
     prior: Annotated[
         str | None,
         typer.Option(
             help="What images look like: the name of a bundled prior, or a .safetensors file.",
-            rich_help_panel=_SAMPLING,
+            rich_help_panel=SAMPLING,
             show_default="chest; discs for the challenge",
         ),
     ] = None,
-    nfe: Annotated[
-        int | None,
-        typer.Option(
-            help="Network evaluations a sample: fewer are faster, and coarser. Left out, the solver's own.",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
+    nfe: NumEvaluations = None,
     solver: Annotated[
         str,
         typer.Option(
             help="Method; recon solvers lists them with their settings. fbp, sirt, cgls and tv need no "
             "prior.",
-            rich_help_panel=_SAMPLING,
+            rich_help_panel=SAMPLING,
             metavar="NAME",
         ),
     ] = "dds",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="A setting of the solver, such as eta=0.5; repeatable. Left out, its own defaults.",
-            rich_help_panel=_SAMPLING,
-            metavar="NAME=VALUE",
-        ),
-    ] = None,
+    settings: SolverSettings = None,
     photons: Annotated[
         float | None,
         typer.Option(help="Incident photons of a detector element.", rich_help_panel=_DATA),
@@ -166,25 +148,17 @@ def ct(
             rich_help_panel=_DATA,
         ),
     ] = None,
-    precision: Annotated[
-        str, typer.Option(help="Arithmetic of the network: fp32 or bf16.", rich_help_panel=_COMPUTER)
-    ] = "fp32",
+    precision: Precision = "fp32",
     cache: Annotated[
         Path | None,
         typer.Option(
             help="Keep system matrices in this folder for the next time.",
-            rich_help_panel=_COMPUTER,
+            rich_help_panel=COMPUTER,
             metavar="FOLDER",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=_COMPUTER)] = "cpu",
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            help="CPU threads. The last bits of a result depend on their number, which is recorded with it.",
-            rich_help_panel=_COMPUTER,
-        ),
-    ] = None,
+    device: Device = "cpu",
+    threads: Threads = None,
 ) -> None:
     """Reconstruct CT projections: posterior mean and standard deviation.
 
@@ -196,8 +170,8 @@ def ct(
         recon ct limited.mat --challenge htc2022 --out out/
 
     The noise of every line integral is found from the data. The result holds the
-    datasets 'reconstruction' and 'reconstruction_std', (slices, H, W) in 1/mm or HU,
-    and in the attribute 'provenance' how they were made.
+    datasets 'reconstruction' and 'reconstruction_std', (slices, H, W), and in the
+    attribute 'provenance' how they were made.
 
     A bad file does not stop the others: it is reported at the end, and the exit
     status is then 1.
@@ -212,6 +186,7 @@ def ct(
     from recon.cli.run import (
         FILE_ERRORS,
         choose_device,
+        close_run,
         ct_picture,
         describe_failure,
         make_folder,
@@ -334,15 +309,4 @@ def ct(
             )
             for note in provenance["warnings"]:
                 notes.setdefault(note, []).append(source.name)
-    for note, names in notes.items():
-        where = "" if len(names) == len(files) else f" ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
-        typer.echo(f"Note: {note}{where}", err=True)
-    for sentence in failed:
-        typer.echo(f"Error: {sentence}", err=True)
-    good = len(files) - len(failed)
-    typer.echo(
-        f"{good} of {len(files)} file{'s' * (len(files) != 1)} reconstructed into {out}. "
-        "Not for diagnostic use."
-    )
-    if failed:
-        raise typer.Exit(1)
+    close_run(len(files), out, notes, failed)

@@ -8,6 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from recon.cli.options import (
+    COMPUTER,
+    OUTPUT,
+    SAMPLING,
+    Device,
+    KeepSamples,
+    NumEvaluations,
+    Out,
+    Precision,
+    Seed,
+    SolverSettings,
+    Threads,
+)
+
 if TYPE_CHECKING:
     from recon.mri import SliceResult
 
@@ -24,29 +38,17 @@ MASK_KINDS = (
 )
 
 _UNDERSAMPLING = "Undersampling of fully sampled data"
-_SAMPLING = "Sampling of the posterior"
 _DATA = "What is known about the data (all of it is found from the data if not given)"
-_OUTPUT = "Output"
-_COMPUTER = "Computer"
 
 
 def mri(
     files: Annotated[list[Path], typer.Argument(help="fastMRI HDF5 files, or folders of them.")],
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="Folder for the results, <same name>.h5 for each file.",
-            rich_help_panel=_OUTPUT,
-            metavar="FOLDER",
-        ),
-    ],
-    keep_samples: Annotated[
-        bool, typer.Option("--keep-samples", help="Write every sample too.", rich_help_panel=_OUTPUT)
-    ] = False,
+    out: Out,
+    keep_samples: KeepSamples = False,
     figures: Annotated[
         bool,
         typer.Option(
-            "--figures", help="Write a picture of every slice, <name>_<slice>.png.", rich_help_panel=_OUTPUT
+            "--figures", help="Write a picture of every slice, <name>_<slice>.png.", rich_help_panel=OUTPUT
         ),
     ] = False,
     posterior_figures: Annotated[
@@ -55,7 +57,7 @@ def mri(
             "--posterior-figures",
             help="Write a second picture of every slice, <name>_<slice>_posterior.png: samples, and what of "
             "the mean was measured and what the prior filled in.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT,
         ),
     ] = False,
     summary: Annotated[
@@ -63,7 +65,7 @@ def mri(
         typer.Option(
             "--summary",
             help="Write <name>.json: how sure the result is, where it is not, and whether to check it.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT,
         ),
     ] = False,
     mask: Annotated[
@@ -96,55 +98,35 @@ def mri(
         typer.Option(
             help="Samples a slice. Their mean is the image, their spread the uncertainty. "
             "Time grows in proportion.",
-            rich_help_panel=_SAMPLING,
+            rich_help_panel=SAMPLING,
         ),
     ] = 8,
-    seed: Annotated[
-        int,
-        typer.Option(
-            help="Seed of the samples. The same seed gives the same result, to the last bit on the same CPU.",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = 0,
+    seed: Seed = 0,
     prior: Annotated[
         str,
         typer.Option(
             help="What images look like: the name of a bundled prior, or a .safetensors file "
             "(recon prior train makes one).",
-            rich_help_panel=_SAMPLING,
+            rich_help_panel=SAMPLING,
         ),
     ] = "brain",
-    nfe: Annotated[
-        int | None,
-        typer.Option(
-            help="Network evaluations a sample: fewer are faster, and coarser. Left out, the solver's own.",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
+    nfe: NumEvaluations = None,
     solver: Annotated[
         str,
         typer.Option(
             help="Method; recon solvers lists them with their settings. NAME:PRESET takes a published "
             "setting, such as dds:paper.",
-            rich_help_panel=_SAMPLING,
+            rich_help_panel=SAMPLING,
             metavar="NAME",
         ),
     ] = "dds",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="A setting of the solver, such as eta=0.5; repeatable. Left out, its own defaults.",
-            rich_help_panel=_SAMPLING,
-            metavar="NAME=VALUE",
-        ),
-    ] = None,
+    settings: SolverSettings = None,
     coil_by_coil: Annotated[
         bool,
         typer.Option(
             "--coil-by-coil",
             help="Reconstruct every coil on its own, without coil maps, and combine by root sum of squares.",
-            rich_help_panel=_SAMPLING,
+            rich_help_panel=SAMPLING,
         ),
     ] = False,
     calibration: Annotated[
@@ -152,7 +134,7 @@ def mri(
         typer.Option(
             help="Calibration of the standard deviation (recon calibrate learns one): a .json file, or the "
             "name of one beside the prior.",
-            rich_help_panel=_SAMPLING,
+            rich_help_panel=SAMPLING,
             metavar="NAME",
         ),
     ] = None,
@@ -174,20 +156,12 @@ def mri(
         int | None,
         typer.Option(
             help="Compress to this many virtual coils first: faster, at some loss. Left out, all are kept.",
-            rich_help_panel=_COMPUTER,
+            rich_help_panel=COMPUTER,
         ),
     ] = None,
-    precision: Annotated[
-        str, typer.Option(help="Arithmetic of the network: fp32 or bf16.", rich_help_panel=_COMPUTER)
-    ] = "fp32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=_COMPUTER)] = "cpu",
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            help="CPU threads. The last bits of a result depend on their number, which is recorded with it.",
-            rich_help_panel=_COMPUTER,
-        ),
-    ] = None,
+    precision: Precision = "fp32",
+    device: Device = "cpu",
+    threads: Threads = None,
 ) -> None:
     """Reconstruct fastMRI files: posterior mean and standard deviation.
 
@@ -219,6 +193,7 @@ def mri(
     from recon.cli.run import (
         FILE_ERRORS,
         choose_device,
+        close_run,
         collect_files,
         describe_failure,
         make_folder,
@@ -316,15 +291,4 @@ def mri(
             )
             for note in provenance["warnings"]:
                 notes.setdefault(note, []).append(source.name)
-    for note, names in notes.items():
-        where = "" if len(names) == len(sources) else f" ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
-        typer.echo(f"Note: {note}{where}", err=True)
-    for sentence in failed:
-        typer.echo(f"Error: {sentence}", err=True)
-    done = len(sources) - len(failed)
-    typer.echo(
-        f"{done} of {len(sources)} file{'s' * (len(sources) != 1)} reconstructed into {out}. "
-        "Not for diagnostic use."
-    )
-    if failed:
-        raise typer.Exit(1)
+    close_run(len(sources), out, notes, failed)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import typer
 
 from operators.errors import OperatorError
 from priors.errors import PriorError
@@ -166,6 +167,27 @@ def ct_picture(folder: Path, stem: str, units: str) -> Callable[[CTSliceResult],
         )
 
     return draw
+
+
+def close_run(total: int, out: Path, notes: Mapping[str, Sequence[str]], failed: Sequence[str]) -> None:
+    """Print the notes with the files they are about, what failed, and how many files were reconstructed.
+
+    Raises
+    ------
+    typer.Exit
+        With status 1 if a file failed.
+    """
+    for note, names in notes.items():
+        where = "" if len(names) == total else f" ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+        typer.echo(f"Note: {note}{where}", err=True)
+    for sentence in failed:
+        typer.echo(f"Error: {sentence}", err=True)
+    typer.echo(
+        f"{total - len(failed)} of {total} file{'s' * (total != 1)} reconstructed into {out}. "
+        "Not for diagnostic use."
+    )
+    if failed:
+        raise typer.Exit(1)
 
 
 def write_json(path: Path, content: object) -> None:
