@@ -307,12 +307,15 @@ class CTSliceResult:
         ``(H, W)``, in the units of the settings.
     reference
         Image that came with the data, in the same units, if there is one.
+    units
+        Of all of them, one of :data:`UNITS`.
     """
 
     index: int
     mean: Tensor
     std: Tensor
     reference: Tensor | None
+    units: str
 
 
 def reconstruct_ct_file(
@@ -429,7 +432,9 @@ def reconstruct_ct_file(
                 samples = None if posterior.samples is None else posterior.samples.cpu()
                 writer.write_slice(number, mean, std, samples)
                 if on_slice is not None:
-                    on_slice(CTSliceResult(index, mean, std, _reference(scan, settings, shape)))
+                    on_slice(
+                        CTSliceResult(index, mean, std, _reference(scan, settings, shape), settings.units)
+                    )
             writer.provenance["slices"] = facts
             writer.provenance["warnings"] = list(dict.fromkeys(notes))
         return dict(writer.provenance)

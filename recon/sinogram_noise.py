@@ -16,6 +16,9 @@ _DIFFERENCE = torch.tensor([1.0, -4.0, 6.0, -4.0, 1.0]) / math.sqrt(70)
 # Of the square of a standard normal number.
 _MEDIAN_OF_SQUARES = 0.454936
 
+LARGEST = 20.0
+"""Line integrals beyond which no photon gets through: such data were scaled, and counts cannot be told."""
+
 
 @dataclass(frozen=True, eq=False)
 class SinogramNoise:
@@ -68,6 +71,24 @@ def estimate_photons(sinogram: Tensor) -> float:
     return 1 / variance
 
 
+def constant_noise_std(sinogram: Tensor) -> float:
+    """Noise level of a sinogram in any units, the same everywhere, from fourth differences.
+
+    Raises
+    ------
+    ReconError
+        If there are fewer than 16 detector elements, or no noise at all.
+    """
+    if sinogram.shape[-1] < 16:
+        raise ReconError(
+            f"the noise of a sinogram of {sinogram.shape[-1]} detector elements cannot be estimated; give it"
+        )
+    std = math.sqrt(float(_differences(sinogram).square().median()) / _MEDIAN_OF_SQUARES)
+    if not std > 1e-6 * float(sinogram.abs().max()):
+        raise ReconError("the sinogram shows no noise: give its level")
+    return std
+
+
 def sinogram_noise(
     sinogram: Tensor,
     *,
@@ -83,7 +104,8 @@ def sinogram_noise(
         Line integrals ``(views, detectors)``, real.
     photons
         Incident photons an element; estimated (:func:`estimate_photons`) if neither this nor ``noise_std`` is
-        given.
+        given. Of data beyond :data:`LARGEST`, which are no line integrals as they stand, one noise level is
+        estimated instead (:func:`constant_noise_std`).
     noise_std
         The same standard deviation for all data instead.
     electronic_std
@@ -101,6 +123,8 @@ def sinogram_noise(
             raise ReconError(f"{name} must be a positive number, got {value}")
     if noise_std is not None:
         return SinogramNoise(torch.full_like(sinogram, noise_std), math.inf)
+    if photons is None and float(sinogram.max()) > LARGEST:
+        return SinogramNoise(torch.full_like(sinogram, constant_noise_std(sinogram)), math.inf)
     incident = estimate_photons(sinogram) if photons is None else photons
     # From a smoothed line integral: weights that follow the noise of their own datum bias the result.
     counts = (incident * torch.exp(-_smooth(sinogram).clamp_min(0))).clamp_min(1.0)

@@ -292,7 +292,7 @@ def ct(
                     cache=cache,
                     device=place,
                     on_progress=lambda done, total, task=task: bar.update(task, completed=done, total=total),  # type: ignore[misc]
-                    on_slice=ct_picture(out, source.stem, units) if figures else None,
+                    on_slice=ct_picture(out, source.stem) if figures else None,
                 )
             except FILE_ERRORS as error:
                 failed.append(describe_failure(source, error))
@@ -300,11 +300,12 @@ def ct(
             finally:
                 bar.remove_task(task)
             geometry, image = provenance["geometry"], provenance["image"]
+            length = "elements" if provenance["units"] == "1/element" else "mm"
             done = len(provenance["slices"])
             bar.console.print(
                 f"{source.name}: {done} slice{'s' * (done != 1)} from "
                 f"{len(geometry['angles_degrees'])} of {geometry['views_of_the_file']} views, "
-                f"{image['shape'][0]} × {image['shape'][1]} pixels of {image['pixel_size']:.4g} mm, "
+                f"{image['shape'][0]} × {image['shape'][1]} pixels of {image['pixel_size']:.4g} {length}, "
                 f"{time.monotonic() - started:.0f} s"
             )
             for note in provenance["warnings"]:

@@ -152,7 +152,7 @@ def posterior_picture(folder: Path, stem: str) -> Callable[[SliceResult], None]:
     return draw
 
 
-def ct_picture(folder: Path, stem: str, units: str) -> Callable[[CTSliceResult], None]:
+def ct_picture(folder: Path, stem: str) -> Callable[[CTSliceResult], None]:
     """Return a function that draws a finished slice of a CT scan into ``folder``."""
     from recon.figures import ct_figure
 
@@ -161,7 +161,7 @@ def ct_picture(folder: Path, stem: str, units: str) -> Callable[[CTSliceResult],
             folder / f"{stem}_{result.index:02d}.png",
             result.mean.numpy(),
             result.std.numpy(),
-            units=units,
+            units=result.units,
             truth=None if result.reference is None else result.reference.numpy(),
             title=f"{stem}, slice {result.index}",
         )

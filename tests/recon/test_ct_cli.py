@@ -189,6 +189,7 @@ def test_counts_of_unknown_element_size(recon, exchange, tmp_path):
     with h5py.File(tmp_path / "out" / "scan.h5") as file:
         image = file["reconstruction"][()]
         assert file.attrs["units"] == "1/element"
+    assert "pixels of 1 elements" in stderr
     # Elements of 0.5 mm.
     assert image.shape == (1, 48, 48)
     assert image[0, 20:28, 20:28].mean() == pytest.approx(MU * 0.5, rel=0.05)

@@ -57,6 +57,16 @@ def test_a_constant_level():
     assert torch.equal(noise.std, torch.full_like(p, 0.02))
 
 
+def test_data_in_units_of_their_own_have_one_level():
+    clean = 500 * disc_sinogram()
+    noisy = clean + 7 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))
+    noise = sinogram_noise(noisy)
+    assert noise.photons == math.inf
+    assert float(noise.std.min()) == float(noise.std.max()) == pytest.approx(7, rel=0.15)
+    with pytest.raises(ReconError, match="shows no noise: give its level"):
+        sinogram_noise(torch.full((4, 40), 100.0))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
