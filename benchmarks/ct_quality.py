@@ -613,6 +613,15 @@ def choices(rows: Sequence[Row]) -> str:
     return table(rows, cells)
 
 
+def weighting(rows: Sequence[Row]) -> str:
+    """Which of the methods in the rows were given data weighted by their noise."""
+    shown = {row.method.partition(",")[0] for row in rows}
+    equal = [name for name, solver in DIFFUSION.items() if name in shown and solver.needs.equal_weights]
+    if not equal:
+        return "Data are weighted by their noise"
+    return f"{', '.join(equal)} are given data of equal weight, the others weighted by their noise"
+
+
 def report(rows: Sequence[Row], *, command: str, prior: str, photons: float, picture: str) -> str:
     """Make the whole page."""
     cases = list({row.case.name: row.case for row in rows}.values())
@@ -635,8 +644,7 @@ def report(rows: Sequence[Row], *, command: str, prior: str, photons: float, pic
         "classical methods": "the window of FBP, and λ of TV among the powers of two, are chosen for each "
         "scan by PSNR against the truth: an oracle, which flatters them. TV takes "
         f"{TV_ITERATIONS} primal-dual steps",
-        "other methods": "their defaults; one sample each, of DDS also the mean. "
-        "DPS, Score-ALD and Score-MRI are given data of equal weight, the others weighted by their noise",
+        "other methods": f"their defaults; one sample each, of DDS also the mean. {weighting(rows)}",
         "truth": "mean over 2 × 2 pixels of what was scanned",
     }
     text = [

@@ -26,7 +26,7 @@ from recon.io.ct_files import CTSource, open_ct
 from recon.io.ct_results import CTReconstructionWriter
 from recon.io.ct_scan import CTScan
 from recon.posterior import Posterior
-from recon.provenance import common_facts
+from recon.provenance import common_facts, slice_facts
 from recon.sampling import reconstruct
 from recon.scale import Scale
 from recon.sinogram_noise import sinogram_noise
@@ -119,14 +119,11 @@ class CTProblem:
         Of unit norm; its images are in the units of the prior.
     noise_std
         Of ``y``.
-    unit
-        Attenuation in 1/mm of an image value of 1.
     """
 
     y: Tensor
     operator: LinearOperator
     noise_std: float
-    unit: float
 
 
 def ct_problem(
@@ -161,13 +158,36 @@ def ct_problem(
     if not bool(torch.isfinite(sinogram).all()):
         raise ReconError("the sinogram holds values that are not finite")
     noise = sinogram_noise(sinogram, photons=settings.photons, noise_std=settings.noise_std)
-    level = float(noise.std.double().square().mean().sqrt())
-    weights = level / noise.std if weighted else torch.ones_like(sinogram)
-    scaled: LinearOperator = settings.unit * operator
+    scaled = settings.unit * operator
     if weighted:
-        scaled = Weighting(weights) @ scaled
+        return whitened(sinogram, scaled, noise.std)
     norm = scaled.norm(max_iterations=30)
-    return CTProblem(weights * sinogram / norm, (1 / norm) * scaled, level / norm, settings.unit)
+    level = root_mean_square(noise.std)
+    return CTProblem(sinogram / norm, (1 / norm) * scaled, level / norm)
+
+
+def whitened(y: Tensor, operator: LinearOperator, std: Tensor) -> CTProblem:
+    """Data and operator of white noise and unit norm.
+
+    Parameters
+    ----------
+    y
+        Data of the operator's range.
+    operator
+        Whose images have the units that are wanted.
+    std
+        Standard deviation of every datum.
+    """
+    level = root_mean_square(std)
+    weights = level / std
+    weighted = Weighting(weights) @ operator
+    norm = weighted.norm(max_iterations=30)
+    return CTProblem(weights * y / norm, (1 / norm) * weighted, level / norm)
+
+
+def root_mean_square(x: Tensor) -> float:
+    """Root mean square, summed in double precision."""
+    return float(x.double().square().mean().sqrt())
 
 
 def reconstruct_sinogram(
@@ -374,7 +394,11 @@ def reconstruct_ct_file(
     """
     with open_ct(source, detector_spacing=detector_spacing, detector_offset=detector_offset or 0.0) as file:
         chosen = range(file.num_slices) if slices is None else list(slices)
-        first = file.read_slice(chosen[0]).to_line_integrals(photons=settings.photons)
+
+        def read(index: int) -> CTScan:
+            return file.read_slice(index).to_line_integrals(photons=settings.photons)
+
+        first = read(chosen[0])
         if first.length_unit == "element" and settings.units != "1/element":
             settings = replace(settings, units="1/element")
         offset = detector_offset
@@ -403,7 +427,7 @@ def reconstruct_ct_file(
                         on_progress(number + done / total, len(chosen))
 
                 try:
-                    scan = file.read_slice(index).to_line_integrals(photons=settings.photons)
+                    scan = first if number == 0 else read(index)
                     posterior = reconstruct_sinogram(
                         scan.sinogram[0][list(views)].to(device),
                         operator,
@@ -417,17 +441,7 @@ def reconstruct_ct_file(
                     where = "" if str(error).startswith(str(source)) else f"{source}: slice {index}: "
                     raise ReconError(f"{where}{error}") from None
                 notes.extend(posterior.warnings)
-                facts.append(
-                    {
-                        "index": index,
-                        "noise_std": posterior.noise_std,
-                        "residual": posterior.residual,
-                        "scale": posterior.scale.factor,
-                        "nfe": posterior.nfe,
-                        "micro_batch": posterior.micro_batch,
-                        "threads": posterior.threads,
-                    }
-                )
+                facts.append(slice_facts(index, posterior))
                 mean, std = posterior.mean.cpu(), posterior.std.cpu()
                 samples = None if posterior.samples is None else posterior.samples.cpu()
                 writer.write_slice(number, mean, std, samples)

@@ -17,14 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from operators.base import LinearOperator
 from operators.beam_hardening import BeamHardeningCorrection
 from operators.ct import CTOperator
 from operators.ct_geometry import FanBeam
 from operators.errors import OperatorError
-from operators.weighting import Weighting
 from priors.base import ScorePrior
-from recon.ct import CTSettings
+from recon.ct import CTSettings, whitened
 from recon.errors import ReconError
 from recon.io.ct_scan import CTScan
 from recon.io.htc2022 import IMAGE_SHAPE, read_htc2022
@@ -165,22 +163,20 @@ def segment(
     def sampled(correction: BeamHardeningCorrection, num_samples: int, name: str) -> Posterior:
         # Where the beam is hard, a line integral says less of the length.
         std = correction.slope(p.clamp(0, correction.largest)) * (asked.noise_std or NOISE)
-        level = float(std.square().mean().sqrt())
-        weighted: LinearOperator = (Weighting(level / std) @ operator).to(device)
-        norm = weighted.norm(max_iterations=30)
+        problem = whitened(correction(p), operator, std)
 
         def report(done: int, steps: int) -> None:
             if on_progress is not None:
                 on_progress(done_before * steps // num_samples + done, total * steps // num_samples)
 
         return reconstruct(
-            (level / std * correction(p) / norm).to(device),
-            (1 / norm) * weighted,
+            problem.y.to(device),
+            problem.operator.to(device),
             prior,
             solver,
             num_samples,
             asked.seed,
-            noise_std=level / norm,
+            noise_std=problem.noise_std,
             scale=Scale(1.0),
             key=name,
             keep_samples=True,

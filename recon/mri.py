@@ -27,7 +27,7 @@ from recon.io.fastmri import EmptySliceError, FastMRIFile, ReconstructionWriter,
 from recon.noise import kspace_noise_std
 from recon.nullspace import split_posterior
 from recon.posterior import Posterior
-from recon.provenance import common_facts
+from recon.provenance import common_facts, slice_facts
 from recon.sampling import NOT_CALIBRATED, reconstruct
 from recon.solvers.base import Solver
 from recon.summary import summarise
@@ -415,7 +415,7 @@ def reconstruct_file(
                     raise ReconError(f"{where}{error}") from None
                 notes.extend(str(item.message) for item in caught)
                 notes.extend(posterior.warnings)
-                slices.append(_slice_facts(index, posterior))
+                slices.append({**slice_facts(index, posterior), "phase": posterior.scale.phase})
 
                 def crop(image: Tensor) -> Tensor:
                     return centre_crop(image.cpu(), file.target_shape)
@@ -522,16 +522,3 @@ def _coil_maps(file: FastMRIFile, settings: MRISettings) -> str | None:
     if settings.coil_by_coil:
         return "none: coil by coil, root sum of squares"
     return "ESPIRiT from the calibration region"
-
-
-def _slice_facts(index: int, posterior: Posterior) -> dict[str, Any]:
-    return {
-        "index": index,
-        "scale": posterior.scale.factor,
-        "phase": posterior.scale.phase,
-        "noise_std": posterior.noise_std,
-        "residual": posterior.residual,
-        "nfe": posterior.nfe,
-        "micro_batch": posterior.micro_batch,
-        "threads": posterior.threads,
-    }

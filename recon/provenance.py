@@ -7,9 +7,23 @@ from typing import Any
 
 from priors.base import ScorePrior
 from recon import __version__
+from recon.posterior import Posterior
 from recon.solvers.base import Solver, settings_of
 
 NOT_FOR_DIAGNOSIS = "research software: not for diagnostic use"
+
+
+def slice_facts(index: int, posterior: Posterior) -> dict[str, Any]:
+    """What a result says of one slice, JSON-ready."""
+    return {
+        "index": index,
+        "scale": posterior.scale.factor,
+        "noise_std": posterior.noise_std,
+        "residual": posterior.residual,
+        "nfe": posterior.nfe,
+        "micro_batch": posterior.micro_batch,
+        "threads": posterior.threads,
+    }
 
 
 def common_facts(

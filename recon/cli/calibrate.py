@@ -117,7 +117,6 @@ def calibrate(
     """
     import time
 
-    import torch
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -126,7 +125,7 @@ def calibrate(
     from recon.calibration import interval_factor, learn
     from recon.calibration_files import evidence_of_file
     from recon.cli.progress import progress_bar
-    from recon.cli.run import choose_device, collect_files, make_folder, solver_of
+    from recon.cli.run import choose_device, collect_files, make_folder, set_threads, solver_of
     from recon.errors import ReconError
     from recon.mri import MRISettings
 
@@ -154,10 +153,7 @@ def calibrate(
         for asked in accelerations
     ]
     chosen = solver_of(solver, settings or [])
-    if threads is not None:
-        if threads < 1:
-            raise ReconError(f"threads must be at least 1, got {threads}")
-        torch.set_num_threads(threads)
+    set_threads(threads)
     place = choose_device(device)
     loaded, identity = None, None
     if chosen.needs.prior:

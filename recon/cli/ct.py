@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -179,9 +179,6 @@ def ct(
     import math
     import time
 
-    import torch
-
-    from priors.files import load_prior, prior_hash, prior_path
     from recon.cli.progress import progress_bar
     from recon.cli.run import (
         FILE_ERRORS,
@@ -189,7 +186,9 @@ def ct(
         close_run,
         ct_picture,
         describe_failure,
+        load_with_facts,
         make_folder,
+        set_threads,
         solver_of,
     )
     from recon.ct import CTSettings, reconstruct_ct_file
@@ -228,10 +227,7 @@ def ct(
         units=units,
         keep_samples=keep_samples,
     )
-    if threads is not None:
-        if threads < 1:
-            raise ReconError(f"threads must be at least 1, got {threads}")
-        torch.set_num_threads(threads)
+    set_threads(threads)
     place = choose_device(device)
     if challenge is not None and solver == "dds" and not settings and nfe is None:
         chosen = challenge_solver()
@@ -239,9 +235,7 @@ def ct(
         raise ReconError(f"--challenge {challenge} samples the posterior, and {solver} has no prior")
     loaded, facts = None, None
     if chosen.needs.prior:
-        loaded = load_prior(prior, precision=precision, device=place)
-        path = prior_path(prior)
-        facts = {"file": path.name, "sha256": prior_hash(path), "precision": precision}
+        loaded, facts = load_with_facts(prior, precision, place)
     stems = [file.stem for file in files]
     for file in files:
         if stems.count(file.stem) > 1:
@@ -258,7 +252,7 @@ def ct(
             try:
                 if challenge is not None:
                     assert loaded is not None
-                    facts_of_disc = segment_file(
+                    provenance = segment_file(
                         source,
                         out / f"{source.stem}.h5",
                         loaded,
@@ -270,44 +264,46 @@ def ct(
                             task, completed=done / total, total=1
                         ),
                     )
-                    bar.console.print(
-                        f"{source.name}: disc segmented from {len(facts_of_disc['angles_degrees'])} views, "
-                        f"{time.monotonic() - started:.0f} s"
+                    made = f"disc segmented from {len(provenance['angles_degrees'])} views"
+                else:
+                    provenance = reconstruct_ct_file(
+                        source,
+                        out / f"{source.stem}.h5",
+                        loaded,
+                        chosen,
+                        asked,
+                        size=size,
+                        pixel_size=pixel_size,
+                        slices=slices,
+                        detector_spacing=detector_spacing,
+                        detector_offset=detector_offset,
+                        prior_facts=facts,
+                        cache=cache,
+                        device=place,
+                        on_progress=lambda done, total, task=task: bar.update(  # type: ignore[misc]
+                            task, completed=done, total=total
+                        ),
+                        on_slice=ct_picture(out, source.stem) if figures else None,
                     )
-                    for note in facts_of_disc["warnings"]:
-                        notes.setdefault(note, []).append(source.name)
-                    continue
-                provenance = reconstruct_ct_file(
-                    source,
-                    out / f"{source.stem}.h5",
-                    loaded,
-                    chosen,
-                    asked,
-                    size=size,
-                    pixel_size=pixel_size,
-                    slices=slices,
-                    detector_spacing=detector_spacing,
-                    detector_offset=detector_offset,
-                    prior_facts=facts,
-                    cache=cache,
-                    device=place,
-                    on_progress=lambda done, total, task=task: bar.update(task, completed=done, total=total),  # type: ignore[misc]
-                    on_slice=ct_picture(out, source.stem) if figures else None,
-                )
+                    made = what_was_made(provenance)
             except FILE_ERRORS as error:
                 failed.append(describe_failure(source, error))
                 continue
             finally:
                 bar.remove_task(task)
-            geometry, image = provenance["geometry"], provenance["image"]
-            length = "elements" if provenance["units"] == "1/element" else "mm"
-            done = len(provenance["slices"])
-            bar.console.print(
-                f"{source.name}: {done} slice{'s' * (done != 1)} from "
-                f"{len(geometry['angles_degrees'])} of {geometry['views_of_the_file']} views, "
-                f"{image['shape'][0]} × {image['shape'][1]} pixels of {image['pixel_size']:.4g} {length}, "
-                f"{time.monotonic() - started:.0f} s"
-            )
+            bar.console.print(f"{source.name}: {made}, {time.monotonic() - started:.0f} s")
             for note in provenance["warnings"]:
                 notes.setdefault(note, []).append(source.name)
     close_run(len(files), out, notes, failed)
+
+
+def what_was_made(provenance: dict[str, Any]) -> str:
+    """Slices, views and pixels of a reconstruction, for the line that is printed of it."""
+    geometry, image = provenance["geometry"], provenance["image"]
+    length = "elements" if provenance["units"] == "1/element" else "mm"
+    count = len(provenance["slices"])
+    return (
+        f"{count} slice{'s' * (count != 1)} from {len(geometry['angles_degrees'])} of "
+        f"{geometry['views_of_the_file']} views, {image['shape'][0]} × {image['shape'][1]} pixels of "
+        f"{image['pixel_size']:.4g} {length}"
+    )

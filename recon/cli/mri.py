@@ -185,9 +185,7 @@ def mri(
     """
     import time
 
-    import torch
-
-    from priors.files import load_prior, prior_hash, prior_path
+    from priors.files import prior_path
     from recon.calibration import Calibration, calibration_path
     from recon.cli.progress import progress_bar
     from recon.cli.run import (
@@ -196,8 +194,10 @@ def mri(
         close_run,
         collect_files,
         describe_failure,
+        load_with_facts,
         make_folder,
         posterior_picture,
+        set_threads,
         slice_figure,
         solver_of,
         write_json,
@@ -232,16 +232,11 @@ def mri(
         calibration=calibrated,
         split=posterior_figures,
     )
-    if threads is not None:
-        if threads < 1:
-            raise ReconError(f"threads must be at least 1, got {threads}")
-        torch.set_num_threads(threads)
+    set_threads(threads)
     place = choose_device(device)
     loaded, facts = None, None
     if chosen.needs.prior:
-        loaded = load_prior(prior, precision=precision, device=place)
-        path = prior_path(prior)
-        facts = {"file": path.name, "sha256": prior_hash(path), "precision": precision}
+        loaded, facts = load_with_facts(prior, precision, place)
     sources = collect_files(files)
     make_folder(out)
 

@@ -12,10 +12,12 @@ import typer
 
 from operators.errors import OperatorError
 from priors.errors import PriorError
+from priors.files import load_prior, prior_hash, prior_path
 from recon.errors import ReconError
 from recon.solvers import make_solver
 
 if TYPE_CHECKING:
+    from priors.base import ScorePrior
     from recon.ct import CTSliceResult
     from recon.mri import SliceResult
     from recon.solvers.base import Solver
@@ -90,6 +92,34 @@ def solver_of(name: str, settings: Iterable[str], nfe: int | None = None) -> Sol
         values[key] = text
     kind, _, preset = name.partition(":")
     return make_solver(kind, preset or None, values)
+
+
+def set_threads(threads: int | None) -> None:
+    """Compute with so many CPU threads; with as many as torch chooses, if none are given.
+
+    Raises
+    ------
+    ReconError
+        If there would be none.
+    """
+    if threads is None:
+        return
+    if threads < 1:
+        raise ReconError(f"threads must be at least 1, got {threads}")
+    torch.set_num_threads(threads)
+
+
+def load_with_facts(prior: str, precision: str, device: torch.device) -> tuple[ScorePrior, dict[str, str]]:
+    """Load a prior, and say for provenance which file it is.
+
+    Raises
+    ------
+    PriorError
+        If there is no such prior, or it cannot be read.
+    """
+    loaded = load_prior(prior, precision=precision, device=device)
+    path = prior_path(prior)
+    return loaded, {"file": path.name, "sha256": prior_hash(path), "precision": precision}
 
 
 def choose_device(name: str) -> torch.device:

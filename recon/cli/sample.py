@@ -61,12 +61,10 @@ def sample(
     """
     import time
 
-    import torch
-
     from priors.files import load_prior, prior_hash, prior_path
     from priors.sampling import sample_prior
     from recon.cli.progress import progress_bar
-    from recon.cli.run import choose_device, make_folder
+    from recon.cli.run import choose_device, make_folder, set_threads
     from recon.errors import ReconError
 
     height, sign, width = size.partition("x")
@@ -75,10 +73,7 @@ def sample(
     for path in out:
         if path.suffix not in FORMATS:
             raise ReconError(f"{path}: samples are written as {' or '.join(FORMATS)}")
-    if threads is not None:
-        if threads < 1:
-            raise ReconError(f"threads must be at least 1, got {threads}")
-        torch.set_num_threads(threads)
+    set_threads(threads)
     place = choose_device(device)
     loaded = load_prior(prior, precision=precision, device=place)
     for path in out:
