@@ -4,7 +4,7 @@ r"""Helsinki Tomography Challenge 2022: the five training objects from arcs of 9
     python -m benchmarks.htc2022 --data FOLDER --fit
 
 The score is Matthews' correlation coefficient with the reference, as in the challenge. ``--fit`` prints the
-polynomial from line integrals to path lengths that `recon.htc2022` holds.
+detector's offset and the polynomial from line integrals to path lengths that `recon.htc2022` holds.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,14 @@ from torch import Tensor
 
 from operators.beam_hardening import BeamHardeningCorrection
 from operators.ct import CTOperator
+from operators.ct_geometry import FanBeam
 from priors.base import ScorePrior
 from priors.errors import PriorError
-from priors.files import load_prior, prior_hash, prior_path
+from priors.files import prior_hash, prior_path
+from priors.loading import load_prior
 from recon.ct import CTSettings
 from recon.errors import ReconError
-from recon.htc2022 import AIR, segment
+from recon.htc2022 import above_air, segment
 from recon.io.htc2022 import IMAGE_SHAPE, read_htc2022, read_htc2022_segmentation
 from recon.metrics import matthews
 
@@ -61,21 +64,40 @@ def near_edges(reference: Tensor) -> Tensor:
     return (high != low)[0, 0]
 
 
-def fit(folder: Path, views: int = 36) -> BeamHardeningCorrection:
-    """Fit the path length in mm to the line integral above air, on full scans and references."""
-    measured, lengths = [], []
+def fit(folder: Path, views: int = 36) -> tuple[float, BeamHardeningCorrection]:
+    """Fit what `recon.htc2022` holds, on full scans and references.
+
+    Returns
+    -------
+    float
+        Detector offset in mm: where projections of the references have to be moved to lie on those measured,
+        to first order, the mean over the objects.
+    BeamHardeningCorrection
+        Path length in mm of the line integral above air, with that offset.
+    """
+    offsets: list[float] = []
     for name in OBJECTS:
-        scan_file, reference = files(folder, name)
-        scan = read_htc2022(scan_file)
-        assert scan.geometry is not None
-        assert scan.pixel_size is not None
-        chosen = list(range(0, scan.geometry.num_views, scan.geometry.num_views // views))
-        operator = CTOperator(scan.geometry.subset(chosen), IMAGE_SHAPE, scan.pixel_size)
-        p = scan.sinogram[0]
-        air = torch.cat([p[:, :AIR], p[:, -AIR:]], dim=1).median()
-        measured.append(p[chosen] - air)
-        lengths.append(operator(read_htc2022_segmentation(reference).float()))
-    return BeamHardeningCorrection.fit(torch.cat(measured), torch.cat(lengths), degree=4)
+        measured, lengths, spacing = projections(folder, name, views, 0.0)
+        error = BeamHardeningCorrection.fit(measured, lengths, degree=4)(measured) - lengths
+        slope = (lengths[:, 2:] - lengths[:, :-2]) / (2 * spacing)
+        offsets.append(-float((error[:, 1:-1] * slope).sum() / slope.square().sum()))
+    offset = -sum(offsets) / len(offsets)
+    pairs = [projections(folder, name, views, offset)[:2] for name in OBJECTS]
+    measured, lengths = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    return offset, BeamHardeningCorrection.fit(measured, lengths, degree=4)
+
+
+def projections(folder: Path, name: str, views: int, offset: float) -> tuple[Tensor, Tensor, float]:
+    """Line integrals above air, path lengths through the reference in mm, and the spacing of the detector."""
+    scan_file, reference = files(folder, name)
+    scan = read_htc2022(scan_file)
+    assert isinstance(scan.geometry, FanBeam)
+    assert scan.pixel_size is not None
+    geometry = replace(scan.geometry, detector_offset=scan.geometry.detector_offset + offset)
+    chosen = list(range(0, geometry.num_views, geometry.num_views // views))
+    operator = CTOperator(geometry.subset(chosen), IMAGE_SHAPE, scan.pixel_size)
+    lengths = operator(read_htc2022_segmentation(reference).float())
+    return above_air(scan)[chosen], lengths, geometry.detector_spacing
 
 
 def measure(folder: Path, prior: ScorePrior, name: str, arc: int, start: int, num_samples: int) -> Row:
@@ -165,7 +187,7 @@ def main() -> None:
         description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="the training files")
-    parser.add_argument("--fit", action="store_true", help="print the polynomial and its error, and end")
+    parser.add_argument("--fit", action="store_true", help="print the offset and the polynomial, and end")
     parser.add_argument("--prior", default="discs")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--arcs", type=int, nargs="+", default=list(ARCS))
@@ -179,7 +201,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     try:
         if options.fit:
-            print(fit(options.data))
+            print(*fit(options.data))
             return
         prior = load_prior(options.prior, precision=options.precision)
         digest = prior_hash(prior_path(options.prior))[:12]
