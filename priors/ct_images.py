@@ -11,6 +11,7 @@ from torch import Tensor
 
 from priors.errors import PriorError
 from priors.network import NetworkSettings
+from priors.slices import OfSlices, SliceList, Slices
 from priors.training import TrainingSettings
 
 HU_OUTSIDE = -1024.0
@@ -35,7 +36,7 @@ CT_SETTINGS = TrainingSettings(
 """Settings for CT images: noise from 1 HU to twenty times the attenuation of water."""
 
 
-class CTImages:
+class CTImages(OfSlices):
     """Source of patches of CT images.
 
     Slices are kept at their full resolution and averaged over ``reduction x reduction`` pixels after
@@ -48,7 +49,8 @@ class CTImages:
     ----------
     volumes
         Series ``(S, H, W)`` in Hounsfield units. Nothing is clipped but what lies below -1024 HU, outside of
-        the scanner's field.
+        the scanner's field. Or where to draw slices ``(H, W)``, or stacks of them ``(K, H, W)``, that are in
+        :func:`water_units` already.
     reduction
         Pixels of a slice, along each axis, to a pixel of an image.
 
@@ -58,25 +60,26 @@ class CTImages:
         If there are no slices, or a series has another number of axes or values that are not finite.
     """
 
-    def __init__(self, volumes: Sequence[Tensor], reduction: int = 2) -> None:
+    def __init__(self, volumes: Sequence[Tensor] | Slices, reduction: int = 2) -> None:
         if reduction < 1:
             raise PriorError(f"the reduction must be at least 1, got {reduction}")
         self.reduction = reduction
-        self.slices: list[Tensor] = []
+        if isinstance(volumes, Slices):
+            self.slices = volumes
+            return
+        slices: list[Tensor] = []
         for number, volume in enumerate(volumes):
             if volume.ndim != 3:
                 raise PriorError(f"series {number} has shape {tuple(volume.shape)}, expected (slices, H, W)")
             if not bool(torch.isfinite(volume).all()):
                 raise PriorError(f"series {number} holds values that are not finite")
-            self.slices.extend(water_units(volume.float()))
-        if not self.slices:
+            slices.extend(water_units(volume.float()))
+        if not slices:
             raise PriorError("there is no image to train on: no CT series has a slice")
-
-    def __len__(self) -> int:
-        return len(self.slices)
+        self.slices = SliceList(slices)
 
     def draw(self, batch: int, size: int, generator: torch.Generator) -> Tensor:
-        """See :meth:`priors.training.ImageSource.draw`; ``(batch, size, size)``, float32, water units."""
+        """See :meth:`priors.training.ImageSource.draw`; float32, water units."""
 
         def uniform(low: float, high: float) -> float:
             return low + (high - low) * float(torch.rand((), generator=generator))
@@ -85,16 +88,18 @@ class CTImages:
             return float(torch.randn((), generator=generator))
 
         fine = size * self.reduction
-        out = torch.empty(batch, fine, fine)
-        for item in range(batch):
-            image = self.slices[int(torch.randint(len(self.slices), (1,), generator=generator))]
+        patches = []
+        for _ in range(batch):
+            image = self.slices.pick(generator)
             tilt = _TILT if uniform(0, 1) < _TILTED_SHARE else math.pi
             angle, zoom = uniform(-tilt, tilt), math.exp(uniform(math.log(0.7), math.log(1.4)))
             flips = [1.0 if uniform(0, 1) < 0.5 else -1.0 for _ in range(2)]
-            centre = _pick_centre(image, generator)
-            out[item] = _cut(image, fine, centre, angle, zoom, flips)
-            out[item] = out[item] * (1 + 0.02 * normal()) + 0.005 * normal()
-        return F.avg_pool2d(out[:, None], self.reduction)[:, 0]
+            stack = image if image.ndim == 3 else image[None]
+            centre = _pick_centre(stack[len(stack) // 2], generator)
+            cut = _cut(stack, fine, centre, angle, zoom, flips)
+            patches.append(cut * (1 + 0.02 * normal()) + 0.005 * normal())
+        out = F.avg_pool2d(torch.stack(patches), self.reduction)
+        return out if image.ndim == 3 else out[:, 0]
 
 
 def water_units(hu: Tensor) -> Tensor:
@@ -115,10 +120,13 @@ def _pick_centre(image: Tensor, generator: torch.Generator) -> tuple[int, int]:
 
 
 def _cut(
-    image: Tensor, size: int, centre: tuple[int, int], angle: float, zoom: float, flips: Sequence[float]
+    stack: Tensor, size: int, centre: tuple[int, int], angle: float, zoom: float, flips: Sequence[float]
 ) -> Tensor:
-    """Square of ``size`` about a pixel, turned by ``angle``, magnified by ``zoom``; air outside."""
-    (height, width), (row, column) = image.shape, centre
+    """Squares of ``size`` about a pixel of ``(K, H, W)``, turned by ``angle``, magnified by ``zoom``.
+
+    Outside of the slices there is air.
+    """
+    (height, width), (row, column) = stack.shape[-2:], centre
     cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
     theta = torch.tensor(
         [
@@ -128,4 +136,4 @@ def _cut(
     )
     theta[:, :2] *= torch.tensor(flips)
     grid = F.affine_grid(theta[None], [1, 1, size, size], align_corners=False)
-    return F.grid_sample(image[None, None], grid, mode="bicubic", align_corners=False)[0, 0]
+    return F.grid_sample(stack[None], grid, mode="bicubic", align_corners=False)[0]

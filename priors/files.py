@@ -1,24 +1,52 @@
-"""The project's own prior file: safetensors with the contract in its header; bundled priors by name."""
+"""The project's own prior file: safetensors with the contract in its header; bundled priors by name.
+
+Version 1 holds the project's own network, described in the section ``network``. Version 2 holds the network
+of another code base: ``family`` is the name of its layout (:mod:`priors.checkpoints`), and ``settings`` what
+the family builds it from.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
-from priors.base import Contract
+from priors.base import ScorePrior
 from priors.errors import PriorError
-from priors.network import DenoisingUNet, NetworkPrior, NetworkSettings
+from priors.network import NetworkPrior
 
 FORMAT = "recon-prior"
-VERSION = "1"
+SECTIONS = {"1": ("contract", "network", "training"), "2": ("contract", "settings", "training")}
+"""JSON objects in the header of each version of the format."""
 _WEIGHTS = Path(__file__).parent / "weights"
+_INDEX = ("model_index.json", "config.json", "unet/config.json")
+"""A folder with one of these is a prior: a model as diffusers saves it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """What a prior around a network of another code base was made of.
+
+    Parameters
+    ----------
+    family
+        Name of the family of checkpoints that knows how to build it.
+    settings
+        JSON-ready: what the family builds network and prior from.
+    network
+        The network, whose state dict has the original's keys.
+    """
+
+    family: str
+    settings: dict[str, Any]
+    network: nn.Module
 
 
 def bundled_priors() -> list[str]:
@@ -26,7 +54,7 @@ def bundled_priors() -> list[str]:
     return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
 
 
-def save_prior(path: str | Path, prior: NetworkPrior, training: dict[str, Any] | None = None) -> None:
+def save_prior(path: str | Path, prior: ScorePrior, training: dict[str, Any] | None = None) -> None:
     """Write a prior to one safetensors file, through a temporary file.
 
     Parameters
@@ -34,26 +62,40 @@ def save_prior(path: str | Path, prior: NetworkPrior, training: dict[str, Any] |
     path
         Where to; an existing file is replaced.
     prior
-        The prior; its contract and the shape of its network go into the header.
+        A :class:`NetworkPrior`, or what :func:`priors.load_prior` made of a checkpoint of other code. Its
+        contract and all that its network is built from go into the header.
     training
         JSON-ready facts about the training (data, licence, steps), kept in the header.
 
     Raises
     ------
     PriorError
-        If the file cannot be written, or the facts are not JSON-ready.
+        If the file cannot be written, the facts are not JSON-ready, or the prior has no network.
     """
     path = Path(path)
-    sections = {
-        "contract": prior.contract.as_dict(),
-        "network": prior.network.settings.as_dict(),
-        "training": training or {},
-    }
+    sections: dict[str, Any] = {"contract": prior.contract.as_dict(), "training": training or {}}
+    if isinstance(prior, NetworkPrior):
+        version, names, network = "1", {}, prior.network
+        sections["network"] = prior.network.settings.as_dict()
+    elif prior.origin is not None:
+        version, names, network = "2", {"family": prior.origin.family}, prior.origin.network
+        sections["settings"] = prior.origin.settings
+    else:
+        raise PriorError(
+            f"cannot write the prior to {path}: a {type(prior).__name__} that was not loaded from a file has "
+            "no description to be built from again"
+        )
     try:
-        header = {"format": FORMAT, "version": VERSION, **{k: json.dumps(v) for k, v in sections.items()}}
-    except TypeError as error:
+        header = {
+            "format": FORMAT,
+            "version": version,
+            **names,
+            **{key: json.dumps(value) for key, value in sections.items()},
+        }
+    except (TypeError, ValueError) as error:
         raise PriorError(f"cannot write the prior to {path}: {error}") from None
-    tensors = {key: value.detach().cpu().contiguous() for key, value in prior.network.state_dict().items()}
+    # Cloned, because the format knows no tensors that share memory.
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
     temporary = path.with_name(path.name + ".tmp")
     try:
         save_file(tensors, temporary, metadata=header)
@@ -65,9 +107,9 @@ def save_prior(path: str | Path, prior: NetworkPrior, training: dict[str, Any] |
 
 
 def prior_path(path_or_name: str | Path) -> Path:
-    """File of a prior: a path as it is, or the bundled prior of that name."""
+    """File or folder of a prior: a path as it is, or the file of the bundled prior of that name."""
     path = Path(path_or_name)
-    if path.is_file():
+    if path.is_file() or any((path / index).is_file() for index in _INDEX):
         return path
     names = bundled_priors()
     if str(path_or_name) in names:
@@ -79,12 +121,22 @@ def prior_path(path_or_name: str | Path) -> Path:
 
 
 def prior_hash(path: str | Path) -> str:
-    """SHA-256 of a prior's file, for provenance."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    """SHA-256 of a prior's file, for provenance; of a folder, of its files' names and hashes in their order.
+
+    Hidden files, such as a download leaves behind, do not count.
+    """
+    path = Path(path)
+    if path.is_dir():
+        names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+        visible = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+        lines = [f"{prior_hash(path / name)} {name}\n" for name in visible]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_header(path_or_name: str | Path) -> dict[str, Any]:
-    """Header of a prior's file: contract, network, training facts.
+    """Header of a prior's file: contract, training facts, and ``network``, or ``settings`` and ``family``.
 
     Raises
     ------
@@ -92,78 +144,41 @@ def read_header(path_or_name: str | Path) -> dict[str, Any]:
         If the file is not a prior of this project.
     """
     path = prior_path(path_or_name)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise PriorError(f"{path} is not a safetensors file: {error}") from None
+    metadata = read_metadata(path)
     if metadata.get("format") != FORMAT:
         raise PriorError(
             f"{path} is a safetensors file but not a prior of this project (no {FORMAT!r} header)"
         )
-    if metadata.get("version") != VERSION:
-        raise PriorError(f"{path} has format version {metadata.get('version')}; this release reads {VERSION}")
-    header = {}
-    for key in ("contract", "network", "training"):
+    version = metadata.get("version", "")
+    if version not in SECTIONS:
+        raise PriorError(
+            f"{path} has format version {version or None}; this release reads {' and '.join(SECTIONS)}"
+        )
+    header: dict[str, Any] = {}
+    for key in SECTIONS[version]:
         try:
             header[key] = json.loads(metadata[key])
-        except (KeyError, json.JSONDecodeError):
+        except (KeyError, ValueError, RecursionError):
             raise PriorError(f"{path} has a damaged header: {key!r} is missing or no JSON") from None
         if not isinstance(header[key], dict):
             raise PriorError(f"{path} has a damaged header: {key!r} is no JSON object")
+    if version == "2":
+        if "family" not in metadata:
+            raise PriorError(f"{path} has a damaged header: 'family' is missing")
+        header["family"] = metadata["family"]
     return header
 
 
-def load_prior(
-    path_or_name: str | Path, *, precision: str = "fp32", device: str | torch.device = "cpu"
-) -> NetworkPrior:
-    """Load a prior from a file or by the name of a bundled one.
-
-    No code from the file is run, and every weight must be there, of the right shape, and finite.
-
-    Parameters
-    ----------
-    path_or_name
-        A ``.safetensors`` file, or a name from :func:`bundled_priors`.
-    precision
-        ``"fp32"`` or ``"bf16"`` (the network only, under autocast).
-    device
-        Where the network is put.
-
-    Returns
-    -------
-    NetworkPrior
-        In evaluation mode, without gradients for its weights.
+def read_metadata(path: Path) -> dict[str, str]:
+    """Strings in the header of any safetensors file.
 
     Raises
     ------
     PriorError
-        Naming the file and the key at fault.
+        If it is not one.
     """
-    path = prior_path(path_or_name)
-    header = read_header(path)
     try:
-        contract = Contract.from_dict(header["contract"])
-        network = DenoisingUNet(NetworkSettings.from_dict(header["network"]))
-    except (TypeError, ValueError, RuntimeError) as error:  # PriorError is a ValueError
-        raise PriorError(f"{path} has a damaged header: {error}") from None
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    expected = network.state_dict()
-    missing, unexpected = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
-    if missing or unexpected:
-        raise PriorError(
-            f"{path} does not fit its network: missing {missing[:3]}, unexpected {unexpected[:3]}"
-        )
-    for key, value in tensors.items():
-        if value.shape != expected[key].shape:
-            shapes = f"shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}"
-            raise PriorError(f"{path}: {key} has {shapes}")
-        if not bool(torch.isfinite(value).all()):
-            raise PriorError(f"{path}: {key} holds values that are not finite")
-    network.load_state_dict(tensors)
-    try:
-        prior = NetworkPrior(network, contract, precision)
-    except PriorError as error:
-        raise PriorError(f"{path}: {error}") from None
-    return prior.to(device).eval().requires_grad_(False)
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise PriorError(f"{path} is not a safetensors file: {error}") from None

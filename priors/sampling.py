@@ -49,14 +49,14 @@ class ImageNoise:
     images
         Index of each image of the batch.
     size
-        ``(H, W)``.
+        Of an image: ``(H, W)``, or ``(slices, H, W)`` for a prior on stacks of slices.
     dtype, device
         Of the result; complex noise has ``E|z|^2 = 2``.
     """
 
     seed: int
     images: Sequence[int]
-    size: tuple[int, int]
+    size: tuple[int, ...]
     dtype: torch.dtype = torch.complex64
     device: torch.device | str = "cpu"
 
@@ -335,7 +335,8 @@ def sample_prior(
     Returns
     -------
     Tensor
-        ``(num, H, W)`` in the prior's units, complex64 or, of a prior on real images, float32.
+        ``(num, H, W)`` in the prior's units, complex64 or, of a prior on real images, float32;
+        ``(num, slices, H, W)`` of a prior on stacks of slices.
 
     Raises
     ------
@@ -366,7 +367,8 @@ def sample_prior(
         contract.sigma_max if sigma_max is None else sigma_max,
         contract.sigma_min if sigma_min is None else sigma_min,
     )
-    dtype = torch.complex64 if contract.channels == "complex" else torch.float32
+    dtype = torch.complex64 if contract.complex_images else torch.float32
+    shape = size if contract.slices == 1 else (contract.slices, *size)
     batches = -(-num // batch)
     drawn = []
     for number in range(batches):
@@ -376,7 +378,7 @@ def sample_prior(
                 on_progress(number * total + done, batches * total)
 
         # The last batch is filled too: an image must not depend on how many were asked for.
-        noise = ImageNoise(seed, range(number * batch, (number + 1) * batch), size, dtype, device)
+        noise = ImageNoise(seed, range(number * batch, (number + 1) * batch), shape, dtype, device)
         drawn.append(sampler(prior, noise, sigmas, on_step=report).cpu())
     return torch.cat(drawn)[:num]
 
@@ -389,7 +391,7 @@ def _start(noise: Noise, sigmas: Sequence[float]) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
 
 
 def _finished(x: Tensor, name: str, index: int, steps: int, on_step: Progress | None) -> None:

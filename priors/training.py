@@ -1,7 +1,12 @@
 """Denoising score matching on patches: loop, validation, resume.
 
 What the images are, and how they are varied, is said by an :class:`ImageSource`; each kind has a module of
-its own (:mod:`priors.mr_images`, :mod:`priors.ct_images`, :mod:`priors.disc_images`).
+its own (:mod:`priors.mr_images`, :mod:`priors.ct_images`, :mod:`priors.disc_images`,
+:mod:`priors.plain_images`).
+
+Several processes train together if ``torch.distributed`` has been initialised: each draws a batch of its own,
+gradients are averaged (Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training",
+VLDB 2020), and the first writes.
 """
 
 from __future__ import annotations
@@ -9,17 +14,19 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+import torch.distributed as distributed
+from torch import Tensor, nn
 
-from priors.base import Contract
+from priors.base import Contract, ScorePrior
 from priors.errors import PriorError
 from priors.network import DenoisingUNet, NetworkPrior, NetworkSettings
 
@@ -33,7 +40,13 @@ class TrainingSettings:
 
     The learning rate rises over ``warmup`` steps, stays, and falls linearly to zero over the last ``decay``
     steps; so a run can be lengthened by resuming it with larger ``steps``. The defaults are those of complex
-    MR images; ``unit`` and ``level`` go into the contract, the network's channels say what images are.
+    MR images; ``unit`` and ``level`` go into the contract. The network's channels say what images are: one
+    a slice for real ones, two for complex ones, of ``slices`` neighbouring slices.
+
+    Raises
+    ------
+    PriorError
+        If a setting is out of its range, or the network has another number of channels.
     """
 
     steps: int = 12000
@@ -53,16 +66,27 @@ class TrainingSettings:
     sigma_max: float = 20.0
     validate_every: int = 500
     save_every: int = 250
+    slices: int = 1
     network: NetworkSettings = field(default_factory=NetworkSettings)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "patch", "learning_rate", "validate_every", "save_every"):
+        for name in ("steps", "batch", "patch", "learning_rate", "validate_every", "save_every", "slices"):
             if getattr(self, name) <= 0:
                 raise PriorError(f"training setting {name} must be positive, got {getattr(self, name)}")
         if self.decay > self.steps:
             raise PriorError(f"decay ({self.decay}) is longer than the training ({self.steps} steps)")
         if self.patch % self.network.size_multiple:
             raise PriorError(f"patch {self.patch} is no multiple of {self.network.size_multiple}")
+        if self.network.channels not in (self.slices, 2 * self.slices):
+            raise PriorError(
+                f"a network of {self.network.channels} channels fits neither real nor complex images of "
+                f"{self.slices} slice{'s' * (self.slices > 1)}"
+            )
+
+    @property
+    def channels(self) -> str:
+        """``"real"`` or ``"complex"``: what the images are, one network channel a slice or two."""
+        return "real" if self.network.channels == self.slices else "complex"
 
 
 class ImageSource(Protocol):
@@ -86,8 +110,20 @@ class ImageSource(Protocol):
         Returns
         -------
         Tensor
-            ``(batch, size, size)``, complex64 for complex priors and float32 for real ones.
+            ``(batch, size, size)``, complex64 for complex priors and float32 for real ones;
+            ``(batch, K, size, size)`` for priors of K slices.
         """
+
+
+@runtime_checkable
+class Passing(Protocol):
+    """What an image source may have besides, if it holds only some of its images at a time."""
+
+    def seek(self, step: int) -> None:
+        """Make ready for a training step; which images it can draw must follow from the step alone."""
+
+    def forget(self) -> None:
+        """Let go of the images in memory."""
 
 
 def stream_seed(seed: int, index: int) -> int:
@@ -97,6 +133,12 @@ def stream_seed(seed: int, index: int) -> int:
     apart by multiples of the golden ratio of the range (Knuth, The Art of Computer Programming 3, 6.4).
     """
     return (seed * 0x9E3779B1 + index) % 2**32
+
+
+def rank_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of what one of several processes draws at a step; the first one's is that of a process alone."""
+    # Another odd multiplier, so that no process draws at one step what another draws at a later one.
+    return (stream_seed(seed, step) + rank * 0x85EBCA6B) % 2**32
 
 
 def draw_sigma(settings: TrainingSettings, generator: torch.Generator) -> Tensor:
@@ -109,17 +151,58 @@ def draw_sigma(settings: TrainingSettings, generator: torch.Generator) -> Tensor
     return torch.where(pick, flat, normal).clamp(low, high).exp()
 
 
+def image_channels(images: Tensor) -> Tensor:
+    """Images ``(B, H, W)`` or stacks ``(B, K, H, W)`` as a network's channels, ``(B, channels, H, W)``.
+
+    Channels are slice by slice, real and imaginary part next to each other.
+    """
+    stacks = images if images.ndim == 4 else images[:, None]
+    if not stacks.is_complex():
+        return stacks
+    return torch.view_as_real(stacks).permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous()
+
+
 def denoising_loss(prior: NetworkPrior, clean: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
     """EDM's loss ``(s^2 + d^2) / (s d)^2 |D - x0|^2``, s the noise's, d the data's (Karras et al. 2022)."""
-    if clean.is_complex():
-        channels = torch.view_as_real(clean).permute(0, 3, 1, 2).contiguous()
-    else:
-        channels = clean[:, None]
-    noise = torch.randn(channels.shape, generator=generator)
-    denoised = prior.denoise_channels(channels + sigma[:, None, None, None] * noise, sigma)
-    data = prior.network.settings.sigma_data
-    weight = (sigma**2 + data**2) / (sigma * data) ** 2
-    return (weight * (denoised - channels).square().mean((1, 2, 3))).mean()
+    channels = image_channels(clean)
+    return _Objective(prior)(channels, sigma, torch.randn(channels.shape, generator=generator))
+
+
+class _Objective(nn.Module):
+    """The loss as a module: distributed training averages the gradients of a module's ``forward``."""
+
+    def __init__(self, prior: NetworkPrior) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, clean: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        """Loss of channels ``(B, channels, H, W)`` at the levels ``(B,)``, with their noise."""
+        denoised = self.prior.denoise_channels(clean + sigma[:, None, None, None] * noise, sigma)
+        data = self.prior.network.settings.sigma_data
+        weight = (sigma**2 + data**2) / (sigma * data) ** 2
+        return (weight * (denoised - clean).square().mean((1, 2, 3))).mean()
+
+
+def draw_batch(
+    images: ImageSource, settings: TrainingSettings, step: int, rank: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw what a process learns from at a step; it depends on the seed, the step and the rank alone.
+
+    Returns
+    -------
+    clean : Tensor
+        ``(batch, channels, patch, patch)``.
+    sigma : Tensor
+        ``(batch,)``.
+    noise : Tensor
+        Of the shape of ``clean``.
+    """
+    generator = torch.Generator().manual_seed(rank_seed(settings.seed, step, rank))
+    if isinstance(images, Passing):
+        images.seek(step)
+    clean = image_channels(images.draw(settings.batch, settings.patch, generator))
+    sigma = draw_sigma(settings, generator)
+    return clean, sigma, torch.randn(clean.shape, generator=generator)
 
 
 FOREGROUND = 0.1
@@ -128,7 +211,7 @@ FOREGROUND = 0.1
 
 @torch.no_grad()
 def denoising_errors(
-    prior: NetworkPrior, patches: Tensor, sigmas: Sequence[float], seed: int = 0, foreground: bool = False
+    prior: ScorePrior, patches: Tensor, sigmas: Sequence[float], seed: int = 0, foreground: bool = False
 ) -> list[float]:
     """Root-mean-square error per real component of the denoiser on clean patches, one a sigma.
 
@@ -137,7 +220,7 @@ def denoising_errors(
     prior
         The denoiser.
     patches
-        Clean images ``(N, n, n)``, complex or real as the prior's.
+        Clean images ``(N, n, n)``, complex or real as the prior's; stacks ``(N, K, n, n)`` for K slices.
     sigmas
         Noise levels.
     seed
@@ -147,6 +230,7 @@ def denoising_errors(
     """
     counted = patches.abs() > FOREGROUND * prior.contract.level if foreground else torch.ones(patches.shape)
     components = 2 if patches.is_complex() else 1
+    device = next((parameter.device for parameter in prior.parameters()), torch.device("cpu"))
     errors = []
     for index, sigma in enumerate(sigmas):
         generator = torch.Generator().manual_seed(seed + index)
@@ -154,7 +238,8 @@ def denoising_errors(
         for chunk, weight in zip(patches.split(8), counted.split(8), strict=True):
             parts = [torch.randn(chunk.shape, generator=generator) for _ in range(components)]
             noise = torch.complex(*parts) if components == 2 else parts[0]
-            residual = (prior.denoise(chunk + sigma * noise, sigma) - chunk).abs().square()
+            denoised = prior.denoise((chunk + sigma * noise).to(device), sigma).cpu()
+            residual = (denoised - chunk).abs().square()
             total += float((residual * weight).sum())
         errors.append(math.sqrt(total / (components * float(counted.sum()))))
     return errors
@@ -174,17 +259,22 @@ def train(
     folder: Path,
     on_step: Callable[[int, float], None] | None = None,
     initial: NetworkPrior | None = None,
+    *,
+    on_validation: Callable[[int, NetworkPrior, Tensor], None] | None = None,
+    device: str | torch.device = "cpu",
 ) -> NetworkPrior:
     """Train a prior, or go on with the training that ``folder`` holds.
 
     Every step draws from a generator seeded by ``(seed, step)``, so an interrupted training that is resumed
-    sees the batches that an uninterrupted one would have seen.
+    sees the batches that an uninterrupted one would have seen; on one CPU thread it ends with the same
+    weights, bit for bit. If ``torch.distributed`` has been initialised, every process of it has to call this;
+    ``batch`` is then that of one process, and all must see the same ``folder``.
 
     Parameters
     ----------
     images, validation
         What to learn from and what to validate on, complex images or real ones as the network has two
-        channels or one.
+        channels or one a slice.
     settings
         How to train; on resume the network's shape must be the stored one.
     folder
@@ -195,6 +285,11 @@ def train(
         Prior whose weights the training starts from instead of random ones, to go on with it or to adapt it
         to other images; its network's shape must be that of the settings. If it has another number of
         image channels, its first and last layer are not taken over. A stored state goes first.
+    on_validation
+        Called by the first process after every validation with the step, the averaged prior and the
+        validation images ``(N, n, n)`` or ``(N, K, n, n)``.
+    device
+        Where the network is; batches are drawn on the CPU.
 
     Returns
     -------
@@ -205,38 +300,49 @@ def train(
     ------
     PriorError
         If the folder cannot be written or holds another network's training or a damaged state, `initial` is
-        another network, or the loss stops being finite.
+        another network, processes are at different steps, or the loss stops being finite.
     """
+    together = distributed.is_available() and distributed.is_initialized()
+    rank = distributed.get_rank() if together else 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PriorError(f"cannot make the training's folder {folder}: {error}") from None
     contract = Contract(
-        channels="complex" if settings.network.channels == 2 else "real",
+        channels=settings.channels,
         unit=settings.unit,
         sigma_min=settings.sigma_min,
         sigma_max=settings.sigma_max,
         level=settings.level,
         size_multiple=settings.network.size_multiple,
+        slices=settings.slices,
     )
     with torch.random.fork_rng(devices=[]):  # the caller's random state is none of ours
         torch.manual_seed(settings.seed)
         prior = NetworkPrior(DenoisingUNet(settings.network), contract, settings.precision)
     if initial is not None:
         _start_from(prior, initial)
+    prior.to(device)
     average = copy.deepcopy(prior)
     optimiser = torch.optim.AdamW(
         prior.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
     )
-    generator = torch.Generator().manual_seed(settings.seed + 1)
-    held_out = validation.draw(32, settings.patch, generator)
+    held_out = validation.draw(32, settings.patch, torch.Generator().manual_seed(settings.seed + 1))
+    if isinstance(validation, Passing):
+        validation.forget()
     step, spent = _restore(folder / "state.pt", prior, average, optimiser, settings)
+    objective: nn.Module = _Objective(prior)
+    if together:
+        _check_same_step(step, device)
+        objective = nn.parallel.DistributedDataParallel(objective)
+    if rank == 0:
+        _cut_curve(folder / "curve.jsonl", step)
     started = time.monotonic()
     while step < settings.steps:
-        generator.manual_seed(stream_seed(settings.seed, step))
-        clean = images.draw(settings.batch, settings.patch, generator)
-        loss = denoising_loss(prior, clean, draw_sigma(settings, generator), generator)
-        if not math.isfinite(loss.item()):
+        clean, sigma, noise = (tensor.to(device) for tensor in draw_batch(images, settings, step, rank))
+        loss = objective(clean, sigma, noise)
+        shown = _mean_of_processes(loss.detach()) if together else loss.item()
+        if not math.isfinite(shown):
             raise PriorError(f"the training loss is not finite at step {step}; lower the learning rate")
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, settings)
@@ -250,12 +356,16 @@ def train(
                 slow.lerp_(fast, 1 - decay)
         step += 1
         if on_step is not None:
-            on_step(step, loss.item())
+            on_step(step, shown)
+        if rank:
+            continue
         last = step == settings.steps
         if step % settings.validate_every == 0 or last:
             errors = denoising_errors(average, held_out, VALIDATION_SIGMAS)
             seconds = spent + time.monotonic() - started
             _append_line(folder / "curve.jsonl", {"step": step, "seconds": round(seconds, 1), "rmse": errors})
+            if on_validation is not None:
+                on_validation(step, average, held_out)
         if step % settings.save_every == 0 or last:
             seconds = spent + time.monotonic() - started
             _store(folder / "state.pt", prior, average, optimiser, step, seconds, settings)
@@ -265,6 +375,24 @@ def train(
     table = tuple(zip(VALIDATION_SIGMAS, errors, strict=True))
     average.contract = Contract.from_dict({**contract.as_dict(), "error_table": table})
     return average
+
+
+def _mean_of_processes(value: Tensor) -> float:
+    """Mean over all processes: what one finds out, all have to act upon."""
+    total = value.clone()
+    distributed.all_reduce(total)
+    return float(total) / distributed.get_world_size()
+
+
+def _check_same_step(step: int, device: str | torch.device) -> None:
+    """Raise in every process if one of them resumes elsewhere than the others."""
+    ends = torch.tensor([step, -step], device=device)
+    distributed.all_reduce(ends, op=distributed.ReduceOp.MAX)
+    if int(ends[0]) != -int(ends[1]):
+        raise PriorError(
+            f"processes that train together resume at steps from {-int(ends[1])} to {int(ends[0])}: they "
+            "must all see the same folder"
+        )
 
 
 def _start_from(prior: NetworkPrior, initial: NetworkPrior) -> None:
@@ -277,6 +405,33 @@ def _start_from(prior: NetworkPrior, initial: NetworkPrior) -> None:
     kept = prior.network.state_dict() if own.channels != other.channels else {}
     ends = {key: value for key, value in kept.items() if key.startswith(("stem.", "head."))}
     prior.network.load_state_dict({**initial.network.state_dict(), **ends})
+
+
+def read_curve(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of ``curve.jsonl``: ``step``, ``seconds`` and ``rmse``, one at each validation level.
+
+    A line that is cut short, as by the end of the process that wrote it, ends the curve.
+    """
+    records: list[dict[str, Any]] = []
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if not isinstance(record, dict) or not {"step", "rmse"} <= set(record):
+                break
+            records.append(record)
+    except (OSError, ValueError):  # there is none yet, or the line is cut short
+        pass
+    return records
+
+
+def _cut_curve(path: Path, step: int) -> None:
+    """Drop what was validated after the state that is resumed was stored: it will be validated again."""
+    if not path.exists():
+        return
+    kept = [record for record in read_curve(path) if record["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    temporary.replace(path)
 
 
 def _append_line(path: Path, record: dict[str, Any]) -> None:
@@ -302,7 +457,11 @@ def _store(
         "settings": json.dumps(asdict(settings)),
     }
     temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        # On the disk before it takes the name of the one before it, or a power cut could lose both.
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
@@ -317,7 +476,7 @@ def _restore(
     if not path.exists():
         return 0, 0.0
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         stored = NetworkSettings.from_dict(json.loads(state["settings"])["network"])
     except (
         OSError,

@@ -87,7 +87,8 @@ def tops(names: set[str]) -> set[str]:
     [
         # Engines of the NUFFT and of line integrals, and sparse matrices.
         ("operators", {"operators", "torch", "numpy", "scipy", "torchkbnufft", "finufft", "astra"}),
-        ("priors", {"priors", "torch", "numpy", "safetensors"}),
+        # Networks of other libraries: folders that diffusers wrote, modules of MONAI.
+        ("priors", {"priors", "torch", "numpy", "safetensors", "diffusers", "monai"}),
     ],
 )
 def test_operators_and_priors_know_torch_and_nothing_else_of_ours(package, allowed):

@@ -146,10 +146,119 @@ def test_contracts_written_before_there_were_units_are_of_images_at_a_level():
     assert Contract.from_dict(values) == Contract(name="old", unit="level")
 
 
+def test_contracts_written_before_there_were_stacks_and_value_ranges():
+    values = Contract("real", name="old").as_dict()
+    del values["slices"], values["value_range"]
+    assert Contract.from_dict(values) == Contract("real", name="old", slices=1, value_range=(0.0, 1.0))
+
+
+def test_new_fields_of_a_contract_survive_json():
+    for contract in (Contract(slices=3), Contract("rgb", value_range=(-1.0, 1.0), unit="water")):
+        assert Contract.from_dict(json.loads(json.dumps(contract.as_dict()))) == contract
+
+
+def test_channels_and_dimensions_of_an_image():
+    kinds = (Contract(), Contract("real"), Contract("rgb"), Contract(slices=5), Contract("real", slices=3))
+    assert [contract.num_channels for contract in kinds] == [2, 1, 3, 10, 3]
+    assert [contract.image_ndim for contract in kinds] == [2, 2, 2, 3, 3]
+    assert [contract.complex_images for contract in kinds] == [True, False, False, True, False]
+
+
+class Gauss(ScorePrior):
+    """Denoiser of white images whose channel c has the mean ``means[c]`` and the standard deviation s."""
+
+    def __init__(self, means, s, **contract):
+        super().__init__(Contract(**contract))
+        self.means, self.s = torch.tensor(means)[:, None, None], s
+
+    def denoise_channels(self, x, sigma):
+        assert x.shape[1] == self.contract.num_channels
+        gain = self.s**2 / (self.s**2 + sigma[:, None, None, None] ** 2)
+        return self.means + gain * (x - self.means)
+
+
+def gaussian_denoiser(x, sigma, mean, s):
+    return mean + s**2 / (s**2 + sigma**2) * (x - mean)
+
+
+def test_the_value_range_is_mapped_on_the_way_in_and_out():
+    # Images of mean 0.7 and deviation 0.2 are, to a network on [-1, 1], of mean 0.4 and deviation 0.4.
+    x = image(2, 3, 4, dtype=torch.float32)
+    prior = Gauss([0.4], 0.4, channels="real", value_range=(-1.0, 1.0))
+    for sigma in (0.3, torch.tensor([0.1, 2.0])):
+        s = torch.as_tensor(sigma)[..., None, None]
+        torch.testing.assert_close(prior.denoise(x, sigma), gaussian_denoiser(x, s, 0.7, 0.2))
+    # Its own channels are left as they are.
+    channels, sigma = x[:, None], torch.tensor([0.1, 2.0])
+    expected = gaussian_denoiser(channels, sigma[:, None, None, None], 0.4, 0.4)
+    torch.testing.assert_close(prior.denoise_channels(channels, sigma), expected)
+    # Real and imaginary part are two images of that range each.
+    z = image(3, 4)
+    parts = [gaussian_denoiser(part, 0.5, 0.7, 0.2) for part in (z.real, z.imag)]
+    torch.testing.assert_close(prior.denoise(z, 0.5), torch.complex(*parts))
+
+
+@pytest.mark.parametrize("span", [(0.0, 1.0), (-1.0, 1.0)])
+def test_an_rgb_prior_sees_grey_and_its_channels_are_averaged(span):
+    means, x = [0.2, 0.5, 0.8], image(2, 3, 4, dtype=torch.float32)
+    width = span[1] - span[0]
+    theirs = [span[0] + width * mean for mean in means]
+    prior = Gauss(theirs, width * 0.3, channels="rgb", value_range=span)
+    results = [gaussian_denoiser(x, 0.6, mean, 0.3) for mean in means]
+    torch.testing.assert_close(prior.denoise(x, 0.6), sum(results) / 3)
+    z = image(3, 4)
+    expected = torch.complex(*(gaussian_denoiser(part, 0.6, 0.5, 0.3) for part in (z.real, z.imag)))
+    torch.testing.assert_close(prior.denoise(z, 0.6), expected)
+
+
+def test_stacks_of_slices_go_in_slice_by_slice():
+    class Remember(ScorePrior):
+        def denoise_channels(self, x, sigma):
+            self.seen = x
+            return x / (1 + sigma[:, None, None, None] ** 2)
+
+    prior, z = Remember(Contract(slices=3)), image(2, 3, 4, 5)
+    sigma = torch.tensor([0.5, 2.0])
+    s = sigma[:, None, None, None]
+    torch.testing.assert_close(prior.denoise(z, sigma), z / (1 + s**2))
+    for k in range(3):
+        assert torch.equal(prior.seen[:, 2 * k], z[:, k].real)
+        assert torch.equal(prior.seen[:, 2 * k + 1], z[:, k].imag)
+    torch.testing.assert_close(prior.score(z, sigma), -z / (1 + s**2))
+    torch.testing.assert_close(prior.eps(z, sigma), z * s / (1 + s**2))
+    # One stack, and a real prior on complex stacks.
+    torch.testing.assert_close(prior.denoise(z[0], 1.0), z[0] / 2)
+    real = Remember(Contract("real", slices=3))
+    torch.testing.assert_close(real.denoise(z.conj(), sigma), z.conj() / (1 + s**2))
+    assert torch.equal(real.seen, torch.cat([z.real, -z.imag]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "sigma", "message"),
+    [
+        ((4, 5), 1.0, r"takes stacks \(\.\.\., 3, H, W\), got shape \(4, 5\)"),
+        ((2, 4, 5), 1.0, r"takes stacks \(\.\.\., 3, H, W\), got shape \(2, 4, 5\)"),
+        ((3, 4, 5), torch.ones(3), r"sigma of shape \(3,\) does not fit images of leading shape \(\)"),
+    ],
+)
+def test_what_is_no_stack(shape, sigma, message):
+    with pytest.raises(PriorError, match=message):
+        shrink(slices=3).denoise(image(*shape), sigma)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"channels": "rgb"}, "'complex' or 'real', not 'rgb'"),
+        ({"channels": "cmyk"}, "'complex', 'real' or 'rgb', not 'cmyk'"),
+        ({"slices": 0}, "whole number of slices, at least 1, not 0"),
+        ({"slices": 2.0}, "whole number of slices, at least 1, not 2.0"),
+        ({"slices": True}, "whole number of slices, at least 1, not True"),
+        ({"channels": "rgb", "slices": 3}, "three channels of an rgb prior are one slice, not 3"),
+        ({"channels": "real", "value_range": (1.0, -1.0)}, r"low < high, not \(1.0, -1.0\)"),
+        ({"channels": "real", "value_range": (0.0, math.inf)}, "low < high"),
+        ({"channels": "real", "value_range": "01"}, "low < high, not '01'"),
+        ({"channels": "real", "value_range": None}, "low < high, not None"),
+        ({"value_range": (-1.0, 1.0)}, r"complex images have the value range \(0, 1\)"),
         ({"unit": "HU"}, "'level', 'water' or 'object', not 'HU'"),
         ({"unit": "water"}, "images in the unit 'water' are real; this prior's are complex"),
         ({"sigma_min": 0.0}, "0 < sigma_min < sigma_max, got 0.0 and 20"),

@@ -59,6 +59,7 @@ def rewrite(path, tensors=None, **metadata):
 
 def test_round_trip_changes_no_bit(file):
     prior, loaded = make(), load_prior(file)
+    assert isinstance(loaded, NetworkPrior)
     assert loaded.contract == CONTRACT
     assert loaded.network.settings == prior.network.settings
     weights = prior.network.state_dict()
@@ -102,7 +103,7 @@ def other_network(**change):
     [
         ({"format": None}, "not a prior of this project"),
         ({"format": "something"}, "not a prior of this project"),
-        ({"version": "2"}, "format version 2; this release reads 1"),
+        ({"version": "3"}, "format version 3; this release reads 1 and 2"),
         ({"contract": None}, "damaged header: 'contract' is missing or no JSON"),
         ({"network": "{"}, "damaged header: 'network' is missing or no JSON"),
         ({"training": "[1]"}, "damaged header: 'training' is no JSON object"),

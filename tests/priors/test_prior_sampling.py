@@ -19,7 +19,7 @@ from priors import (
     PriorError,
     ScorePrior,
 )
-from priors.files import load_prior
+from priors.loading import load_prior
 from priors.sampling import (
     SAMPLERS,
     ImageNoise,

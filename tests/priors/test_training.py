@@ -2,11 +2,16 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as distributed
 
+import priors.training
 from priors import Contract, DenoisingUNet, NetworkPrior, NetworkSettings, PriorError
 from priors.mr_images import MRImages, prepare_slices, sample_patches
 from priors.training import (
@@ -14,8 +19,12 @@ from priors.training import (
     TrainingSettings,
     denoising_errors,
     denoising_loss,
+    draw_batch,
     draw_sigma,
+    image_channels,
     learning_rate,
+    rank_seed,
+    read_curve,
     stream_seed,
     train,
 )
@@ -110,6 +119,8 @@ def test_learning_rate_without_warm_up_and_decay():
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"decay": 7}, r"decay \(7\) is longer than the training \(6 steps\)"),
         ({"patch": 18}, "patch 18 is no multiple of 4"),
+        ({"slices": 0}, "slices must be positive, got 0"),
+        ({"slices": 3}, "a network of 2 channels fits neither real nor complex images of 3 slices"),
     ],
 )
 def test_impossible_settings(change, message):
@@ -337,3 +348,159 @@ def test_loss_and_errors_of_real_images_are_known():
     assert float(denoising_loss(prior, clean, torch.full((64,), sigma), rng(1))) == pytest.approx(1, rel=0.03)
     error = data * sigma / math.hypot(data, sigma)
     assert denoising_errors(prior, clean, (sigma,)) == [pytest.approx(error, rel=0.03)]
+
+
+# Several slices at once
+
+
+def test_channels_are_slice_by_slice_and_those_of_the_prior():
+    stacks = torch.randn(2, 3, 4, 4, dtype=torch.complex64, generator=rng())
+    channels = image_channels(stacks)
+    expected = [getattr(stacks[:, k], part) for k in range(3) for part in ("real", "imag")]
+    assert torch.equal(channels, torch.stack(expected, dim=1))
+    assert torch.equal(image_channels(stacks.real), stacks.real)
+    assert torch.equal(image_channels(stacks[:, 0])[:, 1], stacks[:, 0].imag)
+
+    # As the prior packs them when it denoises: its network sees the same noise and leaves the same error.
+    shape = NetworkSettings(channels=6, widths=(4, 8), embedding=4)
+    prior = NetworkPrior(DenoisingUNet(shape), Contract(slices=3)).requires_grad_(False)
+    torch.nn.init.normal_(prior.network.head.weight, generator=rng(1))
+    sigma = torch.full((2,), 0.3)
+    direct = prior.denoise_channels(channels, sigma)
+    assert torch.equal(image_channels(prior.denoise(stacks, sigma)), direct)
+
+
+class Stacks:
+    """Source of stacks of three discs, each smaller than the one below."""
+
+    def __len__(self):
+        return 1
+
+    def draw(self, batch, size, generator):
+        x = torch.linspace(-1, 1, size)
+        discs = torch.stack([(torch.hypot(x, x[:, None]) < radius).float() for radius in (0.9, 0.7, 0.5)])
+        return discs * (0.8 + 0.4 * torch.rand(batch, 1, 1, 1, generator=generator))
+
+
+def test_a_prior_of_several_slices_is_learned(tmp_path):
+    network = NetworkSettings(channels=3, widths=(4, 8), embedding=4)
+    settings = replace(
+        REAL, slices=3, network=network, steps=60, batch=4, warmup=10, decay=20, validate_every=60,
+        learning_rate=1e-2, ema=0.9, sigma_centre=0.3, sigma_spread=0.5,
+    )  # fmt: skip
+    prior = train(Stacks(), Stacks(), settings, tmp_path)
+    contract = prior.contract
+    assert (contract.channels, contract.slices, contract.num_channels) == ("real", 3, 3)
+    stacks = Stacks().draw(8, 16, rng(5))
+    assert prior.denoise(stacks, 0.3).shape == stacks.shape
+    fresh = NetworkPrior(DenoisingUNet(network), contract).requires_grad_(False)
+    errors = [denoising_errors(each, stacks, (0.3,))[0] for each in (prior, fresh)]
+    assert errors[0] < 0.7 * errors[1]
+
+
+def test_the_caller_sees_every_validation(tmp_path):
+    seen = []
+    train(
+        IMAGES, IMAGES, TINY, tmp_path,
+        on_validation=lambda step, prior, clean: seen.append((step, prior.contract.level, clean.shape)),
+    )  # fmt: skip
+    assert seen == [(step, TINY.level, (32, 16, 16)) for step in (3, 6)]
+
+
+# The curve of a training that was stopped
+
+
+def test_validations_after_the_stored_step_are_not_counted_twice(tmp_path):
+    settings = replace(TINY, steps=8, validate_every=3, save_every=4)
+
+    def kill(step, loss):
+        if step == 7:  # validated at 3 and 6, stored at 4
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(IMAGES, IMAGES, settings, tmp_path, kill)
+    with (tmp_path / "curve.jsonl").open("a") as file:
+        file.write('{"step": 9, "rm')  # killed while a line was written
+    assert [record["step"] for record in read_curve(tmp_path / "curve.jsonl")] == [3, 6]
+    train(IMAGES, IMAGES, settings, tmp_path)
+    assert [line["step"] for line in curve(tmp_path)] == [3, 6, 8]
+    train(IMAGES, IMAGES, settings, tmp_path / "whole")
+    for one, other in zip(curve(tmp_path), curve(tmp_path / "whole"), strict=True):
+        assert one["rmse"] == other["rmse"]
+    assert read_curve(tmp_path / "absent") == []
+
+
+class Turns(Discs):
+    """Source that can draw only at the step it was made ready for."""
+
+    def __init__(self):
+        self.step = None
+        self.forgotten = False
+
+    def seek(self, step):
+        self.step = step
+
+    def forget(self):
+        self.forgotten = True
+
+    def draw(self, batch, size, generator):
+        self.steps = [*getattr(self, "steps", []), self.step]
+        return super().draw(batch, size, generator)
+
+
+def test_images_that_take_turns_are_made_ready_for_each_step(tmp_path):
+    images, held_out = Turns(), Turns()
+    train(images, held_out, replace(REAL, steps=3), tmp_path)
+    assert images.steps == [0, 1, 2]
+    assert not images.forgotten
+    assert held_out.forgotten
+    train(images, held_out, replace(REAL, steps=5), tmp_path)
+    assert images.steps[3:] == [3, 4]
+
+
+# Several processes
+
+TOGETHER = replace(REAL, steps=4, batch=3, learning_rate=1e-4, warmup=2, decay=0, validate_every=4)
+
+
+def join(rank, store, folder):
+    """Train as one of two processes."""
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    try:
+        return train(Discs(), Discs(), TOGETHER, Path(folder))
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_processes_draw_differently_and_the_first_as_one_alone():
+    seeds = {rank_seed(seed, step, rank) for seed in (0, 1) for step in range(100) for rank in range(8)}
+    assert len(seeds) == 1600
+    assert rank_seed(3, 7, 0) == stream_seed(3, 7)
+    clean = [draw_batch(Discs(), TOGETHER, 0, rank)[0] for rank in (0, 1)]
+    assert not torch.equal(*clean)
+
+
+def test_two_processes_are_one_with_the_batches_of_both(tmp_path, monkeypatch):
+    code = "import sys; from tests.priors.test_training import join; join(1, *sys.argv[1:])"
+    command = [sys.executable, "-c", code, str(tmp_path / "store"), str(tmp_path / "both")]
+    other = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    try:
+        both = join(0, tmp_path / "store", tmp_path / "both")
+        assert other.wait() == 0
+    finally:
+        other.kill()
+    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["curve.jsonl", "state.pt"]
+    assert [line["step"] for line in curve(tmp_path / "both")] == [4]  # the first process alone writes
+
+    def joint(images, settings, step, rank=0):
+        return tuple(
+            map(torch.cat, zip(*(draw_batch(images, settings, step, r) for r in (0, 1)), strict=True))
+        )
+
+    monkeypatch.setattr(priors.training, "draw_batch", joint)
+    one = train(Discs(), Discs(), TOGETHER, tmp_path / "one")
+    torch.testing.assert_close(weights(both), weights(one), rtol=1e-4, atol=1e-7)
+    monkeypatch.undo()
+    alone = train(Discs(), Discs(), TOGETHER, tmp_path / "alone")
+    far = float((weights(alone) - weights(one)).abs().max())
+    assert far > 100 * float((weights(both) - weights(one)).abs().max())

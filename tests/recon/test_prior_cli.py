@@ -12,7 +12,9 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from priors.files import load_prior, read_header
+from priors.files import read_header
+from priors.loading import load_prior
+from priors.network import NetworkPrior
 from recon.cli.prior import prior_app
 
 SHAPE = ("--widths", "8,8", "--patch", 16, "--batch", 2, "--precision", "fp32", "--steps", 2)
@@ -99,7 +101,10 @@ def test_a_ct_prior_may_start_from_a_complex_one(run, series, tmp_path):
     command = ("train", series / "a", "--validation", series / "b", "--kind", "ct", "--out", out)
     result = run(*command, "--initial", "brain", "--patch", 16, "--batch", 1, "--steps", 1)
     assert result.exit_code == 0, result.output
-    brain, chest = load_prior("brain").network, load_prior(out / "prior.safetensors").network
+    first, second = load_prior("brain"), load_prior(out / "prior.safetensors")
+    assert isinstance(first, NetworkPrior)
+    assert isinstance(second, NetworkPrior)
+    brain, chest = first.network, second.network
     assert (chest.settings.channels, chest.settings.sigma_data) == (1, 0.5)
     assert chest.settings.widths == brain.settings.widths
     name = "down.0.0.conv1.weight"
@@ -112,7 +117,7 @@ def test_a_ct_prior_may_start_from_a_complex_one(run, series, tmp_path):
     ("arguments", "pattern"),
     [
         (("--kind", "ct"), "IMAGES is missing: no files of CT images were given"),
-        (("{}/a", "--kind", "ct"), "--validation is missing: no files of CT images were given"),
+        (("{}/a", "--kind", "ct"), r"all images seem to be of one subject \(a\), so none can be held out"),
         (("--kind", "mr"), "IMAGES is missing: no files of MR images were given"),
         (("{}/a", "--kind", "discs"), "discs are made, not read: IMAGES .*hu.h5/a has no use with them"),
         (("--kind", "discs", "--validation", "{}"), "discs are made, not read: --validation"),
