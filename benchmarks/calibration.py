@@ -34,7 +34,8 @@ from operators.fft import fftc, ifftc
 from operators.simulation import random_smooth_maps, simulate_kspace, smooth_phase
 from priors.base import ScorePrior
 from priors.errors import PriorError
-from priors.files import load_prior, prior_hash, prior_path
+from priors.files import prior_hash, prior_path
+from priors.loading import load_prior
 from recon.calibration import (
     Calibration,
     Evidence,

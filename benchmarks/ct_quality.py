@@ -65,7 +65,8 @@ from operators.errors import OperatorError
 from operators.filtered_backprojection import FILTERS
 from priors.base import ScorePrior
 from priors.errors import PriorError
-from priors.files import load_prior, prior_hash, prior_path
+from priors.files import prior_hash, prior_path
+from priors.loading import load_prior
 from recon.ct import CTProblem, CTSettings, ct_problem, in_units
 from recon.errors import ReconError
 from recon.metrics import psnr, ssim
@@ -88,7 +89,7 @@ TV_ITERATIONS = 1000
 
 CLASSICAL = ("FBP", "TV")
 DIFFUSION: dict[str, Solver] = {
-    "DDS": DDS(),
+    "DDS": DDS.ct(),
     "DPS": DPS(),
     "Score-ALD": ScoreALD(),
     "Score-MRI": ScoreMRI(),

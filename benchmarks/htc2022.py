@@ -10,7 +10,6 @@ detector's offset and the polynomial from line integrals to path lengths that `r
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import platform
@@ -23,6 +22,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +35,7 @@ from priors.files import prior_hash, prior_path
 from priors.loading import load_prior
 from recon.ct import CTSettings
 from recon.errors import ReconError
-from recon.htc2022 import above_air, segment
+from recon.htc2022 import Candidate, above_air, search, segmented
 from recon.io.htc2022 import IMAGE_SHAPE, read_htc2022, read_htc2022_segmentation
 from recon.metrics import matthews
 
@@ -100,23 +100,47 @@ def projections(folder: Path, name: str, views: int, offset: float) -> tuple[Ten
     return above_air(scan)[chosen], lengths, geometry.detector_spacing
 
 
-def measure(folder: Path, prior: ScorePrior, name: str, arc: int, start: int, num_samples: int) -> Row:
-    """Score one object within one arc."""
-    scan_file, reference_file = files(folder, name)
-    scan, reference = read_htc2022(scan_file), read_htc2022_segmentation(reference_file)
-    settings = CTSettings(arc=math.radians(arc), start=math.radians(start), num_samples=num_samples)
+def searched(
+    folder: Path,
+    prior: ScorePrior,
+    digest: str,
+    name: str,
+    arc: int,
+    start: int,
+    count: int,
+    cache: Path | None,
+) -> tuple[list[Candidate], float]:
+    """What the search finds, and its processor time; from the cache, if it has it."""
+    kept = None if cache is None else cache / f"{name}_{arc}_{start}_{count}_{digest}.npz"
+    if kept is not None and kept.exists():
+        with np.load(kept) as file:
+            images = torch.from_numpy(file["images"].astype(np.float32))
+            return list(map(Candidate, images, file["misfits"].tolist())), float(file["seconds"])
+    scan = read_htc2022(files(folder, name)[0])
+    settings = CTSettings(arc=math.radians(arc), start=math.radians(start), num_samples=count)
     begun = time.process_time()
-    found = segment(scan, prior, None, settings, key=name)
+    found = search(scan, prior, settings=settings, key=name)
+    seconds = time.process_time() - begun
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        images = torch.stack([candidate.image for candidate in found]).half()
+        np.savez(kept, images=images, misfits=[candidate.misfit for candidate in found], seconds=seconds)
+    return found, seconds
+
+
+def measure(folder: Path, found: Sequence[Candidate], name: str) -> Row:
+    """Score what was found for one object within one arc."""
+    reference = read_htc2022_segmentation(files(folder, name)[1])
+    made = segmented(found)
     near = near_edges(reference)
     # Counts of pixels and of material among them, by tenths of the probability.
-    tenth = (found.probability[near] * 10).long().clamp_max(9)
+    tenth = (made.probability[near] * 10).long().clamp_max(9)
     return {
-        "mcc": matthews(found.segmentation.numpy(), reference.numpy()),
+        "mcc": matthews(made.segmentation.numpy(), reference.numpy()),
         "pixels": torch.bincount(tenth, minlength=10).tolist(),
         "material": torch.bincount(tenth, reference[near].double(), minlength=10).tolist(),
-        "claimed": torch.bincount(tenth, found.probability[near].double(), minlength=10).tolist(),
-        "residual": found.residual,
-        "seconds": time.process_time() - begun,
+        "claimed": torch.bincount(tenth, made.probability[near].double(), minlength=10).tolist(),
+        "misfit": made.residual,
     }
 
 
@@ -124,26 +148,30 @@ def run(
     folder: Path,
     prior: ScorePrior,
     digest: str,
-    arcs: Sequence[int],
-    starts: Sequence[int],
-    num_samples: int,
+    scans: Sequence[tuple[str, int, int]],
+    count: int,
     cache: Path | None,
 ) -> Iterator[Row]:
-    """Every object, arc and start; what the cache holds is not computed again."""
-    known: dict[str, Row] = {}
-    if cache is not None and cache.exists():
-        known = {row["key"]: row for row in map(json.loads, cache.read_text().splitlines())}
+    """Every scan: object, arc and start in degrees."""
+    for name, arc, start in scans:
+        found, seconds = searched(folder, prior, digest, name, arc, start, count, cache)
+        yield {
+            "name": name,
+            "arc": arc,
+            "start": start,
+            "seconds": seconds,
+            **measure(folder, found, name),
+        }
+
+
+def chosen(arcs: Sequence[int], starts: Sequence[int], *, rotate: bool) -> list[tuple[str, int, int]]:
+    """Scans to be scored: every start for every object and arc, or each of them at one, taken in turn."""
+    scans = []
     for arc in arcs:
-        for name in OBJECTS:
-            for start in starts:
-                key = f"{name} {arc} {start} {num_samples} {digest}"
-                if key not in known:
-                    row = measure(folder, prior, name, arc, start, num_samples)
-                    known[key] = {"key": key, "name": name, "arc": arc, "start": start, **row}
-                    if cache is not None:
-                        with cache.open("a") as file:
-                            file.write(json.dumps(known[key]) + "\n")
-                yield known[key]
+        for index, name in enumerate(OBJECTS):
+            taken = [starts[(arc // 10 + index) % len(starts)]] if rotate else starts
+            scans += [(name, arc, start) for start in taken]
+    return scans
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -192,9 +220,12 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--arcs", type=int, nargs="+", default=list(ARCS))
     parser.add_argument("--starts", type=int, nargs="+", default=list(STARTS))
-    parser.add_argument("--num-samples", type=int, default=16)
+    parser.add_argument(
+        "--rotate", action="store_true", help="each object and arc at one of the starts, in turn"
+    )
+    parser.add_argument("--num-samples", type=int, default=8, help="candidates a round")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--cache", type=Path, metavar="FILE")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep what the searches find here")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "htc2022.md")
     options = parser.parse_args()
     if options.threads is not None:
@@ -205,18 +236,16 @@ def main() -> None:
             return
         prior = load_prior(options.prior, precision=options.precision)
         digest = prior_hash(prior_path(options.prior))[:12]
+        scans = chosen(options.arcs, options.starts, rotate=options.rotate)
         rows = []
-        for row in run(
-            options.data,
-            prior,
-            digest,
-            options.arcs,
-            options.starts,
-            options.num_samples,
-            options.cache,
-        ):
+        for row in run(options.data, prior, digest, scans, options.num_samples, options.cache):
             rows.append(row)
-            print(f"{row['key']}: {row['mcc']:.4f}, {row['seconds']:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{row['name']}, {row['arc']}° from {row['start']}°: {row['mcc']:.4f}, misfit "
+                f"{row['misfit']:.2f}, {row['seconds']:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
     except (ReconError, PriorError) as error:
         sys.exit(f"error: {error}")
     words = [word.rpartition("/")[2] if "/" in word else word for word in sys.argv[1:]]
@@ -228,7 +257,9 @@ def main() -> None:
         f"- command: `{shlex.join(['python', '-m', 'benchmarks.htc2022', *words])}`",
         f"- prior: {prior.contract.name}, SHA-256 {digest}…, {options.precision}; trained on synthetic discs",
         "- data: the five training objects, measured; arcs that begin at "
-        f"{', '.join(str(start) for start in options.starts)} degrees; {options.num_samples} samples of DDS",
+        f"{', '.join(str(start) for start in options.starts)} degrees"
+        f"{', each object and arc at one of them' if options.rotate else ''}; "
+        f"{options.num_samples} candidates a round",
         f"- {sum(row['seconds'] for row in rows) / len(rows):.0f} s of processor time a scan",
         "",
         "Matthews' correlation coefficient with the reference segmentation, mean over the starts:",

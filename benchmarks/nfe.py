@@ -32,7 +32,8 @@ from benchmarks.cases import Scenario, make_scenario, measured_case, simulated_c
 from benchmarks.quality import nifti_argument
 from priors.base import ScorePrior
 from priors.errors import PriorError
-from priors.files import load_prior, prior_hash, prior_path
+from priors.files import prior_hash, prior_path
+from priors.loading import load_prior
 from recon.errors import ReconError
 from recon.sampling import reconstruct
 from recon.solvers.base import Solver

@@ -43,7 +43,8 @@ from operators.simulation import add_noise, random_smooth_maps, smooth_phase
 from operators.trajectories import radial, radial_acceleration
 from priors.base import ScorePrior
 from priors.errors import PriorError
-from priors.files import load_prior, prior_hash, prior_path
+from priors.files import prior_hash, prior_path
+from priors.loading import load_prior
 from recon.errors import ReconError
 from recon.io.nifti import read_volume
 from recon.sampling import reconstruct

@@ -26,7 +26,7 @@ from operators.masks import make_mask
 from operators.mri import MulticoilMRI
 from operators.simulation import random_smooth_maps, simulate_kspace, smooth_phase
 from priors.base import ScorePrior
-from priors.files import load_prior
+from priors.loading import load_prior
 from recon.sampling import reconstruct
 from recon.scale import Scale
 from recon.solvers.base import KeyedNoise, Problem

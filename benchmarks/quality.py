@@ -31,7 +31,8 @@ from benchmarks.cases import TARGETS, Case, Scenario, make_scenario, measured_ca
 from benchmarks.classical import METHODS, Cache, Method, best_scores, score, score_one
 from priors.base import ScorePrior
 from priors.errors import PriorError
-from priors.files import load_prior, prior_hash, prior_path
+from priors.files import prior_hash, prior_path
+from priors.loading import load_prior
 from recon.errors import ReconError
 from recon.sampling import reconstruct
 from recon.solvers.dds import DDS

@@ -52,7 +52,7 @@ def main() -> None:
     A = CTOperator(scan, tuple(truth.shape), 2 * side)
     settings = CTSettings(num_samples=arguments.num_samples, units="HU")
     fbp = reconstruct_sinogram(sinogram, A, None, FilteredBackprojection("hann"), settings)
-    dds = reconstruct_sinogram(sinogram, A, load_prior("chest"), DDS(), settings)
+    dds = reconstruct_sinogram(sinogram, A, load_prior("chest"), DDS.ct(), settings)
     for name, image in (("filtered back-projection", fbp.mean), ("DDS", dds.mean)):
         print(f"{name}: root mean square error {float((image - truth).square().mean().sqrt()):.1f} HU")
     ct_figure(arguments.out, dds.mean.numpy(), dds.std.numpy(), units="HU", truth=truth.numpy())

@@ -163,6 +163,26 @@ class LinearOperator(nn.Module):
         self._check(x, self.domain_shape, "the domain")
         return x
 
+    def of_slice(self, index: int) -> LinearOperator:
+        """Operator of one slice, the first axis being that of slices which are measured each on its own.
+
+        Parameters
+        ----------
+        index : int
+            Of the slice.
+
+        Returns
+        -------
+        LinearOperator
+            ``A.of_slice(n)(x[n])`` is ``A(x)[n]``.
+
+        Raises
+        ------
+        OperatorError
+            If the operator mixes slices, or has none.
+        """
+        raise OperatorError(f"{type(self).__name__} has no operator of a single slice.")
+
     @property
     def H(self) -> LinearOperator:  # noqa: N802 (the field's name for it)
         """The adjoint as an operator: ``A.H(y)`` is ``A.adjoint(y)``."""
@@ -347,6 +367,10 @@ class Composition(LinearOperator):
     def _direct_inverse(self, y: Tensor, filter: str) -> Tensor:
         return self.inner.direct_inverse(self.outer.direct_inverse(y, filter), filter)
 
+    def of_slice(self, index: int) -> LinearOperator:
+        """See `LinearOperator.of_slice`."""
+        return self.outer.of_slice(index) @ self.inner.of_slice(index)
+
 
 class Sum(LinearOperator):
     """``A + B`` of two operators with the same domain and the same range."""
@@ -391,6 +415,10 @@ class Scaled(LinearOperator):
 
     def _direct_inverse(self, y: Tensor, filter: str) -> Tensor:
         return self.operator.direct_inverse(y, filter) / self.scalar
+
+    def of_slice(self, index: int) -> LinearOperator:
+        """See `LinearOperator.of_slice`."""
+        return self.scalar * self.operator.of_slice(index)
 
     def extra_repr(self) -> str:
         """The number and the shapes."""
@@ -490,6 +518,20 @@ class _LinearFunction(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         return linear_function(tangents[0], ctx.linear, ctx.adjoint)
+
+
+def check_slice(operator: LinearOperator, index: int) -> None:
+    """Refuse the index of a slice that is not there.
+
+    Raises
+    ------
+    OperatorError
+        Naming the operator, the index and how many slices there are.
+    """
+    if not 0 <= index < operator.domain_shape[0]:
+        raise OperatorError(
+            f"{type(operator).__name__} has {operator.domain_shape[0]} slices, there is no slice {index}."
+        )
 
 
 def seeded_noise(shape: Shape, dtype: torch.dtype, seed: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,13 +20,16 @@ from torch import Tensor
 from operators.base import LinearOperator, Shape, linear_function
 from operators.ct_astra import AstraSlices, astra_installed, astra_projector_name, check_outside
 from operators.ct_geometry import FanBeam, ParallelBeam, checked_indices
-from operators.ct_matrix import MatrixRecipe, SystemMatrix
+from operators.ct_matrix import MatrixRecipe, SparseRows, SystemMatrix
+from operators.ct_on_the_fly import OnTheFly
 from operators.ct_rays import PROJECTORS
+from operators.ct_symmetry import ViewGroups, view_groups
 from operators.errors import OperatorError
 
-ENGINES = ("auto", "matrix", "astra")
+ENGINES = ("auto", "matrix", "astra", "on-the-fly")
 DEFAULT_MEMORY_LIMIT = 4 * 2**30
 """Most bytes that a system matrix and its transpose may take together."""
+_COLUMNS_AT_ONCE = 16
 
 
 class CTOperator(LinearOperator):
@@ -39,10 +43,12 @@ class CTOperator(LinearOperator):
         Height H and width W in pixels.
     pixel_size : float
         Side of a pixel in mm.
-    engine : {"auto", "matrix", "astra"}
+    engine : {"auto", "matrix", "astra", "on-the-fly"}
         ``matrix`` keeps a sparse matrix and its transpose, made when first needed: much the fastest where
-        they fit in memory. ``astra`` computes every ray anew, in float32 only. ``auto`` takes the matrix if
-        it fits, else ASTRA.
+        they fit in memory. Of views that see the image as others see it turned or mirrored it keeps only one,
+        a quarter of those of evenly spread angles (see `operators.ct_symmetry`). ``astra`` computes every ray
+        anew, in float32 only. ``on-the-fly`` does so too, to the same values as the matrix and on the CPU:
+        the quickest where few products are needed. ``auto`` takes the matrix if it fits, else ASTRA.
     projector : {"auto", "joseph", "line"}
         Model of the line integral, see `operators.ct_rays`. ``auto`` is ``joseph``, but ``line`` for fan
         beams by ASTRA, which has no other.
@@ -163,7 +169,9 @@ class CTOperator(LinearOperator):
         part.to(self.device, self.dtype)
         made = self._made.get("matrix")
         if made is not None:
-            part._made["matrix"] = made.views(kept, self.geometry.num_detectors)
+            places = [self._groups.places[kept[view]] for view in part._groups.stored]
+            pixels = self._groups.pixels(self.image_shape)
+            part._made["matrix"] = made.views(places, pixels, self.geometry.num_detectors)
         return part
 
     def extra_repr(self) -> str:
@@ -194,12 +202,16 @@ class CTOperator(LinearOperator):
     @property
     def _engine(self) -> _Engine:
         if self.engine == "matrix":
-            return _MatrixEngine(self.matrix)
+            return self._once("product", self._make_product)
+        if self.engine == "on-the-fly":
+            return OnTheFly(
+                self.geometry, self.image_shape, self.pixel_size, self.projector, self.rays_per_detector
+            )
         return self._once("astra", self._make_astra)
 
     @property
     def matrix(self) -> SystemMatrix:
-        """The system matrix and its transpose, made if they are not there yet.
+        """The system matrix of the views that are kept, and its transpose, made if they are not there yet.
 
         Raises
         ------
@@ -214,20 +226,27 @@ class CTOperator(LinearOperator):
         self._check_memory()
         return self._recipe.build(self.dtype, self.cache).to(self.device)
 
+    def _make_product(self) -> _Engine:
+        return _MatrixEngine(self.matrix, self._groups, self.image_shape, self.geometry.num_detectors)
+
     def _make_astra(self) -> _Engine:
         return AstraSlices(self.geometry, self.image_shape, self.pixel_size, self.projector, self.device)
 
+    @cached_property
+    def _groups(self) -> ViewGroups:
+        return view_groups(self.geometry, self.image_shape)
+
     @property
     def _recipe(self) -> MatrixRecipe:
-        return MatrixRecipe(
-            self.geometry, self.image_shape, self.pixel_size, self.projector, self.rays_per_detector
-        )
+        kept = self.geometry.subset(self._groups.stored)
+        return MatrixRecipe(kept, self.image_shape, self.pixel_size, self.projector, self.rays_per_detector)
 
     def _estimated_memory(self) -> int:
         """Bytes of the matrix and its transpose, from above: an index and a value for each entry, twice."""
         if self._largest_entries is None:
+            kept = self.geometry.subset(self._groups.stored)
             recipe = MatrixRecipe(
-                self.geometry, self.image_shape, self.pixel_size, rays_per_detector=self.rays_per_detector
+                kept, self.image_shape, self.pixel_size, rays_per_detector=self.rays_per_detector
             )
             self._largest_entries = recipe.largest_entries()
         return 2 * self._largest_entries * (4 + self.dtype.itemsize)
@@ -237,7 +256,8 @@ class CTOperator(LinearOperator):
         if needed > self.memory_limit:
             raise OperatorError(
                 f"the system matrix and its transpose would take {needed / 2**30:.2g} GiB, and memory_limit "
-                f"is {self.memory_limit / 2**30:.2g} GiB: raise it, or take engine='astra', which needs none."
+                f"is {self.memory_limit / 2**30:.2g} GiB: raise it, or take engine='astra' or 'on-the-fly', "
+                "which need none."
             )
 
     def _chosen_engine(self, engine: str, projector: str) -> str:
@@ -246,7 +266,7 @@ class CTOperator(LinearOperator):
             with contextlib.suppress(OperatorError):
                 astra_projector_name(self.geometry, projector, self.rays_per_detector)
                 return "astra"
-        if engine != "astra":
+        if engine in ("auto", "matrix"):
             self._check_memory()
             return "matrix"
         return engine
@@ -270,13 +290,13 @@ class CTOperator(LinearOperator):
         self._made = {}
         if matrix is not None and self.dtype == before.dtype:
             self._made["matrix"] = matrix.to(self.device)
-        self.matched_adjoint = self.engine == "matrix" or self.device.type == "cpu"
+        self.matched_adjoint = self.engine != "astra" or self.device.type == "cpu"
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         # A matrix of some hundred MB is sooner made than sent to another process, and ASTRA's objects cannot
         # be.
-        return {**self.__dict__, "_made": {}}
+        return {k: v for k, v in self.__dict__.items() if k != "_groups"} | {"_made": {}}
 
     def _check(self, x: Tensor, shape: Shape, side: str) -> None:
         super()._check(x, shape, side)
@@ -295,23 +315,36 @@ class _Engine(Protocol):
 
 
 class _MatrixEngine:
-    """The product of the matrix with all images of a batch at once: it is read once for all of them."""
+    """Products of the matrix with images as they are, turned and mirrored: it is read once for them."""
 
-    def __init__(self, matrix: SystemMatrix):
-        self._matrix = matrix
+    def __init__(self, matrix: SystemMatrix, groups: ViewGroups, image_shape: Shape, num_detectors: int):
+        self._matrix, self._groups, self._shape = matrix, groups, image_shape
+        self._rays = groups.rays(num_detectors).to(matrix.forward.values.device)
+        # More columns than this, and they would no longer stay in the cache of a processor.
+        self._items = max(1, _COLUMNS_AT_ONCE // len(groups.motions))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._product(self._matrix.forward, x)
+        return torch.cat([self._projected(part) for part in x.split(self._items)])
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self._product(self._matrix.adjoint, y)
+        return torch.cat([self._backprojected(part) for part in y.split(self._items)])
 
-    @staticmethod
-    def _product(matrix: Any, x: Tensor) -> Tensor:
-        columns = x.reshape(len(x), -1)
-        if len(columns) == 1:
-            return (matrix @ columns[0].contiguous())[None]
-        return (matrix @ columns.T.contiguous()).T
+    def _projected(self, x: Tensor) -> Tensor:
+        sums = _product(self._matrix.forward, self._groups.images(x))
+        return sums.view(-1, len(x)).index_select(0, self._rays).T
+
+    def _backprojected(self, y: Tensor) -> Tensor:
+        rows, motions = self._matrix.forward.shape[0], len(self._groups.motions)
+        # What no view of the scan sees stays 0.
+        columns = y.new_zeros(rows * motions, len(y))
+        columns.index_copy_(0, self._rays, y.reshape(len(y), -1).T)
+        return self._groups.image(_product(self._matrix.adjoint, columns.view(rows, -1)), self._shape)
+
+
+def _product(matrix: SparseRows, columns: Tensor) -> Tensor:
+    if columns.shape[1] == 1:
+        return (matrix @ columns[:, 0])[:, None]
+    return matrix @ columns
 
 
 def _on_real_batch(x: Tensor, shape: Shape, result: Shape, apply: Callable[[Tensor], Tensor]) -> Tensor:

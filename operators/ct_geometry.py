@@ -81,6 +81,11 @@ class _Lines(_Views):
         steps = np.arange(self.num_detectors) - (self.num_detectors - 1) / 2
         return steps * self.detector_spacing + self.detector_offset
 
+    @property
+    def detector_edges(self) -> np.ndarray:
+        """Coordinates u of the two ends of the detector in mm, float64 ``(2,)``."""
+        return self.detector_positions[[0, -1]] + np.array([-0.5, 0.5]) * self.detector_spacing
+
     def _check_line(self) -> None:
         name = type(self).__name__
         self._set("angles", _checked_angles(self.angles, name))
@@ -127,6 +132,11 @@ class ParallelBeam(_Lines):
     def short_scan_arc(self) -> float:
         """Smallest arc that measures every ray: half a turn."""
         return math.pi
+
+    @property
+    def field_of_view(self) -> float:
+        """Diameter in mm of the disc around the axis of rotation that whole turns show to the detector."""
+        return 2 * float(np.abs(self.detector_edges).max())
 
     def rays(self, view: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lines that end on the detector.
@@ -195,15 +205,11 @@ class FanBeam(_Lines):
             self._set(name, _positive(getattr(self, name), name, "FanBeam"))
         if self.detector not in ("flat", "curved"):
             raise OperatorError(f"detector of FanBeam is 'flat' or 'curved', not {self.detector!r}.")
-        if self.detector == "curved" and max(abs(self._edges)) >= math.pi / 2 * self.source_detector:
+        if self.detector == "curved" and max(abs(self.detector_edges)) >= math.pi / 2 * self.source_detector:
             raise OperatorError(
-                f"a curved detector that reaches {max(abs(self._edges)):.5g} mm, at a distance of "
+                f"a curved detector that reaches {max(abs(self.detector_edges)):.5g} mm, at a distance of "
                 f"{self.source_detector:.5g} mm from the source, looks behind it."
             )
-
-    @property
-    def _edges(self) -> np.ndarray:
-        return self.detector_positions[[0, -1]] + np.array([-0.5, 0.5]) * self.detector_spacing
 
     def ray_angles(self, positions: np.ndarray) -> np.ndarray:
         """Angle between the central ray and those to coordinates u (mm), radians, of the same shape."""
@@ -213,13 +219,18 @@ class FanBeam(_Lines):
     @property
     def fan_angle(self) -> float:
         """Angle between the rays to the two ends of the detector, radians."""
-        first, last = self.ray_angles(self._edges)
+        first, last = self.ray_angles(self.detector_edges)
         return float(last - first)
 
     @property
     def short_scan_arc(self) -> float:
         """Smallest arc that measures every line through the field of view: π plus the fan, if centred."""
-        return math.pi + 2 * float(np.abs(self.ray_angles(self._edges)).max())
+        return math.pi + 2 * float(np.abs(self.ray_angles(self.detector_edges)).max())
+
+    @property
+    def field_of_view(self) -> float:
+        """Diameter in mm of the disc around the axis of rotation that whole turns show to the detector."""
+        return 2 * self.source_origin * math.sin((self.short_scan_arc - math.pi) / 2)
 
     @property
     def magnification(self) -> float:

@@ -22,6 +22,7 @@ from torch import Tensor
 from operators.base import Shape
 from operators.ct_geometry import FanBeam, ParallelBeam
 from operators.ct_rays import largest_entries, view_entries
+from operators.ct_symmetry import Place
 from operators.errors import OperatorError
 
 # Changes with what the entries are, so that a file of an older version is not taken for one of this.
@@ -101,17 +102,43 @@ class SystemMatrix:
         """Return the matrix on another device."""
         return SystemMatrix(self.forward.to(device), self.adjoint.to(device))
 
-    def views(self, indices: Sequence[int], num_detectors: int) -> SystemMatrix:
-        """Keep the rows of some views, without computing any entry again."""
+    def views(self, places: Sequence[Place], pixels: Sequence[Tensor], num_detectors: int) -> SystemMatrix:
+        """Take the rows of some views, without computing any entry again.
+
+        Parameters
+        ----------
+        places : sequence of Place
+            Where each view is found among those stored here.
+        pixels : sequence of Tensor
+            Pixel that each pixel is moved to, for each motion of the image; int32 ``(H W,)``.
+        num_detectors : int
+            Number of detector elements K.
+
+        Returns
+        -------
+        SystemMatrix
+            With ``len(places) K`` rows, on the same device.
+        """
         device, cpu = self.forward.values.device, torch.device("cpu")
         rows = self.forward.to(cpu)
-        first = torch.tensor(indices, dtype=torch.int64) * num_detectors
-        begins, ends = rows.starts[first].tolist(), rows.starts[first + num_detectors].tolist()
-        counts = rows.starts.diff().view(-1, num_detectors)[torch.tensor(indices)].reshape(-1)
-        pieces = [slice(begin, end) for begin, end in zip(begins, ends, strict=True)]
-        columns, values = (torch.cat([t[piece] for piece in pieces]) for t in (rows.columns, rows.values))
-        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0, dtype=torch.int32)])
-        forward = SparseRows((len(indices) * num_detectors, rows.shape[1]), starts, columns, values)
+        counts, columns, values = [], [], []
+        for place in places:
+            first = place.stored * num_detectors
+            starts = rows.starts[first : first + num_detectors + 1].long()
+            begin, end = int(starts[0]), int(starts[-1])
+            count, entries = starts.diff(), torch.arange(begin, end)
+            if place.reversed:
+                count = count.flip(0)
+                begins = starts[:-1].flip(0) - count.cumsum(0) + count
+                entries = begins.repeat_interleave(count) + torch.arange(end - begin)
+            counts.append(count)
+            columns.append(pixels[place.image][rows.columns[entries]])
+            values.append(rows.values[entries])
+        starts = torch.cat(
+            [torch.zeros(1, dtype=torch.int32), torch.cat(counts).cumsum(0, dtype=torch.int32)]
+        )
+        shape = (len(places) * num_detectors, rows.shape[1])
+        forward = SparseRows(shape, starts, torch.cat(columns), torch.cat(values))
         return SystemMatrix(forward, forward.transposed()).to(device)
 
 

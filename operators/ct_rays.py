@@ -151,18 +151,7 @@ def _entries(
     slope = np.repeat(paths.slope, count)
     position = slope * step
     position += np.repeat(paths.base, count)
-    if projector == "joseph":
-        floor = np.floor(position)
-        position -= floor
-        upper_part = position.astype(dtype)
-    else:
-        # Within a step the ray drifts by at most one pixel, from position - drift/2 to position + drift/2.
-        # Pixel j reaches from j - 1/2 to j + 1/2.
-        drift = np.maximum(np.abs(slope), 1e-12)
-        start = position - drift / 2
-        floor = np.floor(start + 0.5)
-        upper_part = (1 - np.minimum((floor + 0.5 - start) / drift, 1)).astype(dtype)
-    lower = floor.astype(np.int32)
+    lower, upper_part = _beside(position, slope, projector, dtype)
     size = (len(lower), 2)
     pixels, weights, kept = np.empty(size, np.int32), np.empty(size, dtype), np.empty(size, bool)
     # As unsigned numbers, negative ones are out of range as well, with one comparison.
@@ -180,6 +169,74 @@ def _entries(
     np.subtract(length, weights[:, 1], out=weights[:, 0])
     dropped = np.searchsorted(ends, np.flatnonzero(~kept.reshape(-1)) // 2, side="right")
     return 2 * count - np.bincount(dropped, minlength=len(count)), pixels[kept], weights[kept]
+
+
+@dataclass(frozen=True)
+class ViewSteps:
+    """A run of rays that advance along one axis, at every step of it.
+
+    Attributes
+    ----------
+    rays : slice
+        Which rays of the view these are.
+    along_rows : bool
+        Whether they advance from row to row; else from column to column, and pixels are those of the
+        transposed image.
+    pixels : ndarray
+        Index of the lower of the two pixels beside each ray at each step, int32 ``(rays, steps)``, in the
+        flattened image with a frame of one pixel around it; the upper one is the next.
+    upper_part : ndarray
+        Weight of the upper pixel, ``(rays, steps)``; that of the lower one is what is left to 1.
+    length : ndarray
+        Length of each ray within one step, mm, ``(rays,)``.
+    """
+
+    rays: slice
+    along_rows: bool
+    pixels: np.ndarray
+    upper_part: np.ndarray
+    length: np.ndarray
+
+
+def view_steps(
+    geometry: ParallelBeam | FanBeam,
+    view: int,
+    image_shape: Shape,
+    pixel_size: float,
+    projector: str,
+    rays_per_detector: int = 1,
+    dtype: type[np.floating] = np.float64,
+) -> Iterator[ViewSteps]:
+    """Follow the rays of one view through an image framed by zeros; parameters as of `view_entries`.
+
+    The sum over the steps is what the rows of `view_entries` give, but nothing has to be stored.
+    """
+    for paths in _paths(geometry, view, image_shape, pixel_size, rays_per_detector):
+        steps, width = image_shape if paths.along_rows else image_shape[::-1]
+        step = np.arange(steps)
+        position = paths.slope[:, None] * step
+        position += paths.base[:, None]
+        lower, upper_part = _beside(position, paths.slope[:, None], projector, dtype)
+        # Where both pixels lie outside: on the frame, there is nothing either.
+        outside = (lower < -1) | (lower >= width)
+        lower[outside], upper_part[outside] = -1, 0
+        lower += ((step + 1) * (width + 2) + 1).astype(np.int32)
+        yield ViewSteps(paths.rays, paths.along_rows, lower, upper_part, paths.length.astype(dtype))
+
+
+def _beside(
+    position: np.ndarray, slope: np.ndarray, projector: str, dtype: type[np.floating]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lower one of the two pixels beside each ray, int32, and the weight of the upper one."""
+    if projector == "joseph":
+        floor = np.floor(position)
+        return floor.astype(np.int32), (position - floor).astype(dtype)
+    # Within a step the ray drifts by at most one pixel, from position - drift/2 to position + drift/2. Pixel
+    # j reaches from j - 1/2 to j + 1/2.
+    drift = np.maximum(np.abs(slope), 1e-12)
+    start = position - drift / 2
+    floor = np.floor(start + 0.5)
+    return floor.astype(np.int32), (1 - np.minimum((floor + 0.5 - start) / drift, 1)).astype(dtype)
 
 
 def _averaged(

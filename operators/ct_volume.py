@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from operators.base import LinearOperator, Shape, linear_function
+from operators.base import LinearOperator, Shape, check_slice, linear_function
 from operators.errors import OperatorError
 
 
@@ -57,6 +57,11 @@ class SliceStack(LinearOperator):
 
     def _direct_inverse(self, y: Tensor, filter: str) -> Tensor:
         return self.operator.direct_inverse(y, filter)
+
+    def of_slice(self, index: int) -> LinearOperator:
+        """See `LinearOperator.of_slice`."""
+        check_slice(self, index)
+        return self.operator
 
 
 class ThroughPlaneAverage(LinearOperator):

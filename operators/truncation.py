@@ -19,8 +19,43 @@ from operators.attenuation import MU_WATER
 from operators.ct_geometry import FanBeam, ParallelBeam
 from operators.errors import OperatorError
 
-Geometry = TypeVar("Geometry", ParallelBeam, FanBeam)
+Geometry = TypeVar("Geometry", bound=ParallelBeam | FanBeam)
 _METHODS = ("mirror", "water", "zero")
+
+
+def is_truncated(sinogram: Tensor, *, edge: int = 5, level: float = 0.05, share: float = 0.02) -> bool:
+    """Whether projections do not fall to air at an end of the detector: the object is wider than the field.
+
+    Parameters
+    ----------
+    sinogram : Tensor
+        Line integrals ``(views, detectors)`` floating point.
+    edge : int
+        How many elements at an end are averaged; at most a tenth of the detector.
+    level : float
+        What counts as air, as a fraction of the largest line integrals (of their 99th percentile).
+    share : float
+        Of so many views at an end: fewer are noise, or a table's edge.
+
+    Returns
+    -------
+    bool
+        True also where there is a background all over, which scatter or flats that do not fit leave behind.
+
+    Raises
+    ------
+    OperatorError
+        If the sinogram is not such.
+    """
+    if sinogram.ndim != 2 or 0 in sinogram.shape or not sinogram.is_floating_point():
+        raise OperatorError(
+            f"truncation is told from a floating-point sinogram (views, detectors), got {sinogram.dtype} "
+            f"{tuple(sinogram.shape)}"
+        )
+    edge = max(1, min(edge, sinogram.shape[-1] // 10))
+    largest = float(np.quantile(sinogram.cpu().numpy(), 0.99))
+    ends = torch.stack([sinogram[:, :edge].mean(-1), sinogram[:, -edge:].mean(-1)])
+    return bool(((ends > level * largest).double().mean(-1) > share).any()) and largest > 0
 
 
 def pad_truncated(

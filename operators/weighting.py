@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from operators.base import LinearOperator
+from operators.base import LinearOperator, check_slice
 from operators.errors import OperatorError
 
 
@@ -53,6 +53,11 @@ class Weighting(LinearOperator):
 
     def _adjoint(self, y: Tensor) -> Tensor:
         return self.weights * y
+
+    def of_slice(self, index: int) -> LinearOperator:
+        """See `LinearOperator.of_slice`."""
+        check_slice(self, index)
+        return Weighting(self.weights[index])
 
     def _direct_inverse(self, y: Tensor, filter: str) -> Tensor:
         return torch.where(self.weights > 0, y / self.weights, torch.zeros_like(y))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from recon.sampling import reconstruct
     from recon.scale import Scale
     from recon.solvers.adadiff import AdaDiff
+    from recon.solvers.adjacent_slices import AdjacentSlices
     from recon.solvers.annealed_langevin import AnnealedLangevin
     from recon.solvers.cg import cg
     from recon.solvers.cgls import CGLS
@@ -78,6 +79,7 @@ __all__ = [
     "DPS",
     "SIRT",
     "AdaDiff",
+    "AdjacentSlices",
     "AnnealedLangevin",
     "CTSettings",
     "Calibration",
@@ -114,6 +116,7 @@ __all__ = [
 # it, as an attribute of this package, in the function's place.
 _HOMES = {
     "AdaDiff": "recon.solvers.adadiff",
+    "AdjacentSlices": "recon.solvers.adjacent_slices",
     "AnnealedLangevin": "recon.solvers.annealed_langevin",
     "CGLS": "recon.solvers.cgls",
     "CTSettings": "recon.ct",

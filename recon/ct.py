@@ -5,22 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from operators.attenuation import MU_WATER, hu_to_mu, mu_to_hu
 from operators.base import LinearOperator
-from operators.centre_of_rotation import find_detector_offset
 from operators.ct import CTOperator
 from operators.ct_geometry import FanBeam, ParallelBeam, view_indices
+from operators.ct_volume import SliceStack
 from operators.errors import OperatorError
+from operators.truncation import is_truncated
 from operators.weighting import Weighting
 from priors.base import ScorePrior
 from priors.errors import PriorError
+from recon.ct_corrections import CTCorrections, Room
+from recon.ct_export import check_exportable, check_formats, export
+from recon.ct_simulation import CTSimulation
 from recon.errors import ReconError
 from recon.io.ct_files import CTSource, open_ct
 from recon.io.ct_results import CTReconstructionWriter
@@ -30,12 +34,26 @@ from recon.provenance import common_facts, slice_facts
 from recon.sampling import reconstruct
 from recon.scale import Scale
 from recon.sinogram_noise import sinogram_noise
-from recon.solvers.base import Solver
+from recon.solvers.base import Problem, Solver
 from recon.solvers.dds import DDS
 
 Geometry = ParallelBeam | FanBeam
 
 UNITS = ("1/mm", "HU", "1/element")
+
+HU_RANGE = (-1024.0, 3071.0)
+"""What images of 12 bits hold, and what priors in units of water have learned from."""
+
+HU_TOLERANCE = 100.0
+"""How far beyond a result may lie: air has noise, and streaks."""
+
+TRUNCATED = (
+    "projections do not fall to air at the ends of the detector: if the object is wider than the field of "
+    "view, ask for the correction of truncated scans"
+)
+
+RESOLVE = 10.0
+"""Difference in HU that is to be seen, if nothing else is said: a lesion in soft tissue."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,8 @@ class CTSettings:
         known: the scale of the image is then estimated, since attenuation has none.
     keep_samples
         Keep every sample.
+    resolve
+        Difference in HU that is to be seen; a solver whose noise levels end above it warns.
 
     Raises
     ------
@@ -78,6 +98,7 @@ class CTSettings:
     mu_water: float = MU_WATER
     units: str = "1/mm"
     keep_samples: bool = False
+    resolve: float = RESOLVE
 
     def __post_init__(self) -> None:
         if self.units not in UNITS:
@@ -90,6 +111,8 @@ class CTSettings:
             raise ReconError(f"an arc lies between 0 and 360 degrees, got {math.degrees(self.arc):g}")
         if not 0 < self.mu_water < math.inf:
             raise ReconError(f"the attenuation of water is a positive number of 1/mm, got {self.mu_water}")
+        if not 0 < self.resolve < math.inf:
+            raise ReconError(f"what is to be resolved is a positive number of HU, got {self.resolve}")
 
     @property
     def unit(self) -> float:
@@ -127,9 +150,16 @@ class CTProblem:
 
 
 def ct_problem(
-    sinogram: Tensor, operator: CTOperator, settings: CTSettings, *, weighted: bool = True
+    sinogram: Tensor,
+    operator: CTOperator | SliceStack,
+    settings: CTSettings,
+    *,
+    weighted: bool = True,
+    normalised: bool = True,
 ) -> CTProblem:
     """Bring a sinogram and its operator to unit norm, white noise and images in units of water.
+
+    The sinograms of a volume, ``(D, views, detectors)``, belong to a :class:`operators.SliceStack`.
 
     The noise of every datum weighs it: ``W A`` and ``W y`` have white noise, where ``W`` is one over its
     standard deviation. Solvers know their step sizes for operators of unit norm.
@@ -137,7 +167,7 @@ def ct_problem(
     Parameters
     ----------
     sinogram
-        Line integrals ``(views, detectors)``.
+        Line integrals ``(views, detectors)`` or ``(D, views, detectors)``.
     operator
         In 1/mm and mm.
     settings
@@ -145,6 +175,9 @@ def ct_problem(
     weighted
         If not, all data are taken as if they had the mean noise, for solvers that need that
         (``needs.equal_weights``).
+    normalised
+        If not, data and operator keep their scale and are not weighted, for solvers to which that means
+        nothing (``needs.direct``): then the operator need not be applied at all.
 
     Raises
     ------
@@ -157,12 +190,17 @@ def ct_problem(
         )
     if not bool(torch.isfinite(sinogram).all()):
         raise ReconError("the sinogram holds values that are not finite")
-    noise = sinogram_noise(sinogram, photons=settings.photons, noise_std=settings.noise_std)
+    parts = sinogram.reshape(-1, *sinogram.shape[-2:])
+    std = torch.stack(
+        [sinogram_noise(part, photons=settings.photons, noise_std=settings.noise_std).std for part in parts]
+    ).reshape(sinogram.shape)
     scaled = settings.unit * operator
+    if not normalised:
+        return CTProblem(sinogram, scaled, root_mean_square(std))
     if weighted:
-        return whitened(sinogram, scaled, noise.std)
+        return whitened(sinogram, scaled, std)
     norm = scaled.norm(max_iterations=30)
-    level = root_mean_square(noise.std)
+    level = root_mean_square(std)
     return CTProblem(sinogram / norm, (1 / norm) * scaled, level / norm)
 
 
@@ -192,7 +230,7 @@ def root_mean_square(x: Tensor) -> float:
 
 def reconstruct_sinogram(
     sinogram: Tensor,
-    operator: CTOperator,
+    operator: CTOperator | SliceStack,
     prior: ScorePrior | None,
     solver: Solver | None = None,
     settings: CTSettings | None = None,
@@ -200,14 +238,15 @@ def reconstruct_sinogram(
     key: str = "",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Posterior:
-    """Draw posterior samples of one slice from its line integrals.
+    """Draw posterior samples of one slice, or of a volume, from its line integrals.
 
     Parameters
     ----------
     sinogram
-        Line integrals ``(views, detectors)``, real.
+        Line integrals ``(views, detectors)``, real; of a volume ``(D, views, detectors)``.
     operator
-        How they were measured (all of them: views are chosen before).
+        How they were measured (all of them: views are chosen before); of a volume, the
+        :class:`operators.SliceStack` of the operator of a slice.
     prior
         Score prior in units of water (``contract.unit``); ``None`` for a solver that needs none.
     solver
@@ -235,8 +274,14 @@ def reconstruct_sinogram(
             f"prior {prior.contract.name!r} knows one object in units of its material, not attenuation: it "
             "is for the challenge only"
         )
-    solver = DDS() if solver is None else solver
-    problem = ct_problem(sinogram, operator, asked, weighted=not solver.needs.equal_weights)
+    solver = DDS.ct() if solver is None else solver
+    problem = ct_problem(
+        sinogram,
+        operator,
+        asked,
+        weighted=not solver.needs.equal_weights,
+        normalised=not solver.needs.direct,
+    )
     # Attenuation has units, and so has a prior that knows water; another one knows a level.
     known = asked.units != "1/element" and prior is not None and prior.contract.unit == "water"
     scale = Scale(1.0) if known else None
@@ -253,7 +298,47 @@ def reconstruct_sinogram(
         keep_samples=asked.keep_samples,
         on_progress=on_progress,
     )
-    return in_units(posterior, asked)
+    notes = posterior.warnings
+    if known and prior is not None and solver.needs.prior:
+        level = last_noise_level(solver, prior, Problem(problem.y, problem.operator, problem.noise_std))
+        notes += unresolved(level, asked.resolve) + beyond_range(posterior.mean, prior.contract.name)
+    return in_units(replace(posterior, warnings=notes), asked)
+
+
+def last_noise_level(solver: Solver, prior: ScorePrior, problem: Problem) -> float:
+    """Noise level in units of the prior at which the prior is asked last: below it, it removes nothing.
+
+    That is the end of the solver's schedule. Of solvers that do not tell theirs it is their ``sigma_min``;
+    ``None`` stands there for the measurement's noise level, or half of it. Others go down to the lowest level
+    that the prior knows.
+    """
+    levels = getattr(solver, "levels", None)
+    if callable(levels):  # of other solvers it is their number
+        known = {"prior": prior, "problem": problem, "noise_std": problem.noise_std}
+        return float(levels(**{name: known[name] for name in signature(levels).parameters})[-2])
+    own = getattr(solver, "sigma_min", 0.0)
+    return max(prior.contract.sigma_min, problem.noise_std / 2 if own is None else float(own))
+
+
+def unresolved(level: float, resolve: float) -> tuple[str, ...]:
+    """A warning, if noise levels that end at ``level``, in units of water, are above ``resolve`` in HU."""
+    if 1000 * level <= resolve:
+        return ()
+    return (
+        f"the noise levels end at {1000 * level:.3g} HU, so differences of {resolve:g} HU are not resolved "
+        "by the prior",
+    )
+
+
+def beyond_range(image: Tensor, name: str) -> tuple[str, ...]:
+    """A warning, if an image in units of water holds values far from all that its prior has learned from."""
+    low, high = 1000 * (float(image.min()) - 1), 1000 * (float(image.max()) - 1)
+    if low >= HU_RANGE[0] - HU_TOLERANCE and high <= HU_RANGE[1] + HU_TOLERANCE:
+        return ()
+    return (
+        f"values from {low:.0f} to {high:.0f} HU lie beyond {HU_RANGE[0]:.0f} to {HU_RANGE[1]:.0f} HU, which "
+        f"prior {name!r} has learned from",
+    )
 
 
 def in_units(posterior: Posterior, settings: CTSettings) -> Posterior:
@@ -281,7 +366,7 @@ def image_grid(
     detector elements, if nothing else is said.
     """
     geometry = geometry_of(scan)
-    field = field_of_view(geometry)
+    field = geometry.field_of_view
     if size is None and pixel_size is None and scan.image_shape is not None and scan.pixel_size is not None:
         return scan.image_shape, scan.pixel_size
     if pixel_size is not None:
@@ -291,15 +376,6 @@ def image_grid(
     known = scan.image_shape is not None and scan.pixel_size is not None
     width = scan.image_shape[1] * scan.pixel_size if known else field  # type: ignore[index, operator]
     return (side, side), width / side
-
-
-def field_of_view(geometry: Geometry) -> float:
-    """Diameter in mm of the disc around the axis of rotation that the detector sees from everywhere."""
-    edges = geometry.detector_positions[[0, -1]] + geometry.detector_spacing * np.array([-0.5, 0.5])
-    reach = float(np.abs(edges).max())
-    if isinstance(geometry, ParallelBeam):
-        return 2 * reach
-    return 2 * geometry.source_origin * math.sin(float(np.abs(geometry.ray_angles(edges)).max()))
 
 
 def geometry_of(scan: CTScan) -> Geometry:
@@ -349,7 +425,9 @@ def reconstruct_ct_file(
     pixel_size: float | None = None,
     slices: Sequence[int] | None = None,
     detector_spacing: float | None = None,
-    detector_offset: float | None = None,
+    corrections: CTCorrections | None = None,
+    simulation: CTSimulation | None = None,
+    also: Sequence[str] = (),
     prior_facts: dict[str, Any] | None = None,
     cache: Path | None = None,
     device: str | torch.device = "cpu",
@@ -357,6 +435,9 @@ def reconstruct_ct_file(
     on_slice: Callable[[CTSliceResult], None] | None = None,
 ) -> dict[str, Any]:
     """Reconstruct the slices of a file with projections and write ``out`` in one piece.
+
+    Solvers of volumes (``needs.volume``) are given all slices at once, which have to be neighbours; the
+    others one after the other.
 
     Parameters
     ----------
@@ -368,9 +449,15 @@ def reconstruct_ct_file(
         Pixels a side of the image, and their size in mm; see :func:`image_grid`.
     slices
         Which ones; all if not given.
-    detector_spacing, detector_offset
-        In mm, for formats that do not tell. The offset is found from the data if it is not given and the
-        format does not tell it (:func:`operators.centre_of_rotation.find_detector_offset`).
+    detector_spacing
+        In mm, for formats that do not tell.
+    corrections
+        What is put right before; of the defaults, the axis of rotation alone, where the format does not tell.
+    simulation
+        The source holds images, and this scan of them is reconstructed; the views are those of the
+        simulation. The truth is written beside the result, as the dataset ``reference``.
+    also
+        Formats to write the result in too, see :func:`recon.ct_export.export`.
     prior_facts
         Name and hash of the prior, for provenance.
     cache
@@ -392,66 +479,106 @@ def reconstruct_ct_file(
     ReconError
         Naming the file and what is wrong with it; nothing is written then.
     """
-    with open_ct(source, detector_spacing=detector_spacing, detector_offset=detector_offset or 0.0) as file:
+    fixes = CTCorrections() if corrections is None else corrections
+    check_formats(also)
+    opened = (
+        open_ct(source, detector_spacing=detector_spacing) if simulation is None else simulation.open(source)
+    )
+    with opened as file:
         chosen = range(file.num_slices) if slices is None else list(slices)
 
         def read(index: int) -> CTScan:
-            return file.read_slice(index).to_line_integrals(photons=settings.photons)
+            return fixes.apply(file.read_slice(index).to_line_integrals(photons=settings.photons))
 
         first = read(chosen[0])
         if first.length_unit == "element" and settings.units != "1/element":
             settings = replace(settings, units="1/element")
-        offset = detector_offset
-        if offset is None and file.format in ("mat", "dxchange"):
-            offset = find_detector_offset(first.sinogram[0], geometry_of(first))
-        geometry = geometry_of(first)
-        if offset is not None:
-            geometry = replace(geometry, detector_offset=offset)
+        check_exportable(also, settings.units, chosen, file.path)
+        whole = solver.needs.volume
+        if whole and list(chosen) != list(range(chosen[0], chosen[0] + len(chosen))):
+            raise ReconError(
+                f"{source}: {type(solver).__name__} reconstructs a volume, whose slices follow each other, "
+                f"not slices {', '.join(map(str, chosen))}"
+            )
+        told = file.format not in ("mat", "dxchange")
+        geometry = fixes.centred(first, geometry_of(first), told=told)
         views = settings.chosen_views(geometry)
         shape, side = image_grid(replace(first, geometry=geometry), size, pixel_size)
-        operator = CTOperator(geometry.subset(views), shape, side, cache=cache)
+        measured = geometry.subset(views)
+        direct = solver.needs.direct
+        room = Room.around(shape, measured, truncated=fixes.truncated, continued=direct)
+        # A matrix that is used once or twice is not worth making.
+        engine = "on-the-fly" if direct else "auto"
+        operator = CTOperator(room.geometry(measured), room.shape, side, engine=engine, cache=cache)
         operator.to(device)
+        forward = SliceStack(operator, len(chosen)) if whole else operator
         provenance = _provenance(
             file, prior, solver, settings, geometry, views, shape, side, prior_facts, device
         )
+        provenance["corrections"] = fixes.facts()
+        provenance["simulation"] = None if simulation is None else simulation.facts()
         kept = settings.num_samples if settings.keep_samples else 0
+        mu_water = None if settings.units == "1/element" else settings.mu_water
         with CTReconstructionWriter(
             out, len(chosen), shape, provenance, units=settings.units, num_samples=kept
         ) as writer:
             facts: list[dict[str, Any]] = []
             notes: list[str] = []
-            for number, index in enumerate(chosen):
+            number = 0
+            for portion in [list(chosen)] if whole else [[index] for index in chosen]:
+                name = f"{portion[0]}" if not whole else f"{portion[0]}-{portion[-1]}"
 
-                def report(done: int, total: int, number: int = number) -> None:
+                def report(done: int, total: int, number: int = number, count: int = len(portion)) -> None:
                     if on_progress is not None:
-                        on_progress(number + done / total, len(chosen))
+                        on_progress(number + count * done / total, len(chosen))
 
+                references: list[Tensor | None] = []
+                measurements: list[Tensor] = []
                 try:
-                    scan = first if number == 0 else read(index)
+                    for index in portion:
+                        scan = first if index == chosen[0] else read(index)
+                        y = scan.sinogram[0][list(views)]
+                        if not fixes.truncated and is_truncated(y):
+                            notes.append(TRUNCATED)
+                        measurements.append(room.continued(y, measured, mu_water))
+                        references.append(_reference(scan, settings, shape))
                     posterior = reconstruct_sinogram(
-                        scan.sinogram[0][list(views)].to(device),
-                        operator,
+                        (torch.stack(measurements) if whole else measurements[0]).to(device),
+                        forward,
                         prior,
                         solver,
                         settings,
-                        key=f"{file.path.stem}/{index}",
+                        key=f"{file.path.stem}/{name}",
                         on_progress=report,
                     )
                 except (OperatorError, PriorError, ReconError) as error:
-                    where = "" if str(error).startswith(str(source)) else f"{source}: slice {index}: "
-                    raise ReconError(f"{where}{error}") from None
+                    where = f"{source}: slice{'s' * whole} {name}: "
+                    raise ReconError(
+                        f"{'' if str(error).startswith(str(source)) else where}{error}"
+                    ) from None
                 notes.extend(posterior.warnings)
-                facts.append(slice_facts(index, posterior))
-                mean, std = posterior.mean.cpu(), posterior.std.cpu()
-                samples = None if posterior.samples is None else posterior.samples.cpu()
-                writer.write_slice(number, mean, std, samples)
-                if on_slice is not None:
-                    on_slice(
-                        CTSliceResult(index, mean, std, _reference(scan, settings, shape), settings.units)
-                    )
+                mean, std, samples = (
+                    None if image is None else room.cropped(image).cpu()
+                    for image in (posterior.mean, posterior.std, posterior.samples)
+                )
+                assert mean is not None
+                assert std is not None
+                for k, index in enumerate(portion):
+                    at = (k,) if whole else ()
+                    drawn = None if samples is None else samples[:, *at]
+                    facts.append(slice_facts(index, posterior))
+                    writer.write_slice(number, mean[at], std[at], drawn)
+                    reference = references[k]
+                    if reference is not None:
+                        writer.write_reference(number, reference)
+                    if on_slice is not None:
+                        on_slice(CTSliceResult(index, mean[at], std[at], reference, settings.units))
+                    number += 1
             writer.provenance["slices"] = facts
             writer.provenance["warnings"] = list(dict.fromkeys(notes))
-        return dict(writer.provenance)
+        made = dict(writer.provenance)
+        export(out, also, made, file.placement)
+        return made
 
 
 def _reference(scan: CTScan, settings: CTSettings, shape: tuple[int, int]) -> Tensor | None:

@@ -1,13 +1,18 @@
 """The Helsinki Tomography Challenge 2022: from a limited sinogram to the probability of material.
 
 One disc of one material with holes, measured by a polychromatic fan beam within an arc of 30 to 90 degrees.
-The sinogram is linearised into path lengths through material, posterior samples are drawn with a prior on
-discs, and the probability of a pixel is the share of samples in which it is material.
+The sinogram is linearised into path lengths through material, images are drawn with a prior on discs, and the
+probability of a pixel follows from the share of them in which it is material.
+
+One run of a sampler over an arc of 60 degrees or less mostly ends in an image that the data rule out: holes
+that run into each other along the rays, say. Its misfit tells, and it falls along with the errors. So the
+images of a first run are candidates; those of least misfit are drawn anew from somewhat below the top of the
+noise, and again, until the misfit stalls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +32,8 @@ from recon.errors import ReconError
 from recon.io.ct_scan import CTScan
 from recon.io.htc2022 import IMAGE_SHAPE, read_htc2022
 from recon.io.segmentation import write_segmentation
-from recon.posterior import Posterior
 from recon.provenance import common_facts
-from recon.sampling import reconstruct
-from recon.scale import Scale
-from recon.solvers.base import Solver
+from recon.solvers.base import KeyedNoise, Problem
 from recon.solvers.dds import DDS
 
 PATH_LENGTH = BeamHardeningCorrection((20.99781, 8.277988, -4.651490, 1.393605), 2.296)
@@ -54,15 +56,25 @@ SIZE = 128
 BINNING = 4
 """Detector elements taken together; at the disc they are then as wide as a pixel of the samples."""
 
-NFE, SIGMA_MAX = 120, 3.0
-"""Steps and first noise level of DDS. Much of a disc seen within an arc is known from the prior alone and has
-to find its place: with 60 steps a scan that scores 0.980 with these scored 0.938."""
+FIRST = DDS(nfe=60, sigma_max=2.0, sigma_min=0.03, rho=2.0)
+"""How the first candidates are drawn. Which image it is is decided at noise levels between 0.3 and 2, where a
+schedule of small ``rho`` has most of its steps."""
 
-FIRST_SAMPLES = 4
-"""Samples of the first pass."""
+RESTARTS, RESTART_STEPS = (1.4, 1.0, 0.7, 0.5), 40
+"""Noise levels from which candidates are drawn anew, and steps from there on."""
+
+ROUNDS, PARENTS = 6, 4
+"""How many times at the most, and how many candidates live on each time."""
+
+STALL = 0.97
+"""A round that leaves more than this share of the misfit has found nothing. It ends the search if there is an
+image that is not ruled out, and the second such round ends it in any case."""
 
 MOST_VIEWS = 120
 """Views used at the most; more of them say the same again."""
+
+MISFIT = 0.8
+"""Largest misfit, over the noise assumed, of an image that is not ruled out: references have 0.49 to 0.63."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +88,7 @@ class Segmentation:
     probability
         ``(512, 512)`` float32, posterior probability of material.
     residual
-        Root mean square misfit of the mean over the noise assumed.
+        Root mean square misfit of the best image over the noise assumed.
     warnings
         What a reader should know.
     """
@@ -87,9 +99,13 @@ class Segmentation:
     warnings: tuple[str, ...]
 
 
-def challenge_solver() -> DDS:
-    """DDS as it is used for the challenge."""
-    return DDS(nfe=NFE, sigma_max=SIGMA_MAX)
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """An image ``(SIZE, SIZE)``, its misfit over the noise, and the path lengths that go with it."""
+
+    image: Tensor
+    misfit: float
+    correction: BeamHardeningCorrection = PATH_LENGTH
 
 
 def above_air(scan: CTScan) -> Tensor:
@@ -109,18 +125,32 @@ def above_air(scan: CTScan) -> Tensor:
 def segment(
     scan: CTScan,
     prior: ScorePrior,
-    solver: Solver | None = None,
+    solver: DDS = FIRST,
     settings: CTSettings | None = None,
     *,
     key: str = "",
     device: str | torch.device = "cpu",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Segmentation:
-    """Segment one disc, with the probability of every pixel.
+    """Segment one disc: :func:`search`, whose parameters these are, and :func:`segmented`."""
+    return segmented(search(scan, prior, solver, settings, key=key, device=device, on_progress=on_progress))
 
-    Beam and material differ by some percent from object to object. So a first pass with a few samples, which
-    takes :data:`PATH_LENGTH` as it is, is followed by another that takes the polynomial which the scan itself
-    and the first image agree on.
+
+def search(
+    scan: CTScan,
+    prior: ScorePrior,
+    solver: DDS = FIRST,
+    settings: CTSettings | None = None,
+    *,
+    key: str = "",
+    device: str | torch.device = "cpu",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Candidate]:
+    """Look for images of one disc that fit its scan; the best comes first.
+
+    Beam and material differ by some percent from object to object. So the candidates of the first round take
+    :data:`PATH_LENGTH` as it is, those of each later one the polynomial which the scan itself and the best
+    image so far agree on.
 
     Parameters
     ----------
@@ -129,15 +159,16 @@ def segment(
     prior
         In units of one object's material (``contract.unit`` of ``"object"``): the bundled ``discs``.
     solver
-        :class:`recon.DDS` with :data:`NFE` steps from :data:`SIGMA_MAX` if not given.
+        How the first candidates are drawn.
     settings
-        For the views to keep, samples, seed and, if given, the noise of a line integral.
+        For the views to keep, the number of candidates a round, the seed and, if given, the noise of a line
+        integral.
     key
         The noise depends on it.
     device
         Where to compute.
     on_progress
-        Called with ``(steps done, steps in all)``.
+        Called with ``(steps done, steps at the most)``.
 
     Raises
     ------
@@ -145,7 +176,6 @@ def segment(
         If the prior is of another kind, or something does not fit.
     """
     asked = CTSettings() if settings is None else settings
-    solver = challenge_solver() if solver is None else solver
     if prior.contract.unit != "object":
         raise ReconError(
             "the challenge needs a prior of one material, such as 'discs', and "
@@ -162,43 +192,109 @@ def segment(
     operator = CTOperator(
         geometry, (SIZE, SIZE), scan.pixel_size * IMAGE_SHAPE[0] / SIZE, rays_per_detector=BINNING
     )
-    counts = [min(FIRST_SAMPLES, asked.num_samples), asked.num_samples]
-    total, done_before = sum(counts), 0
+    source = Source(p, operator, prior, asked.noise_std or NOISE, asked.seed, key, torch.device(device))
+    count = asked.num_samples
+    most = count * (solver.nfe + ROUNDS * RESTART_STEPS)
+    done = 0
 
-    def sampled(correction: BeamHardeningCorrection, num_samples: int, name: str) -> Posterior:
-        # Where the beam is hard, a line integral says less of the length.
-        std = correction.slope(p.clamp(0, correction.largest)) * (asked.noise_std or NOISE)
-        problem = whitened(correction(p), operator, std)
+    def stepped(_step: int, _steps: int) -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(done, most)
 
-        def report(done: int, steps: int) -> None:
-            if on_progress is not None:
-                on_progress(done_before * steps // num_samples + done, total * steps // num_samples)
+    restarts = [
+        replace(solver, nfe=RESTART_STEPS, sigma_max=min(level, solver.sigma_max)) for level in RESTARTS
+    ]
+    problem = source.problem(PATH_LENGTH)
+    found = [source.draw(problem, solver, None, f"0/{index}", stepped) for index in range(count)]
+    found.sort(key=lambda candidate: candidate.misfit)
+    stalled = 0
+    for number in range(1, ROUNDS + 1):
+        best, parents = found[0].misfit, found[:PARENTS]
+        problem = source.problem(found[0].correction)
+        drawn = [
+            source.draw(
+                problem,
+                restarts[(index // 2 + index) % len(restarts)],
+                parents[index % len(parents)].image,
+                f"{number}/{index}",
+                stepped,
+            )
+            for index in range(count)
+        ]
+        found = sorted(parents + drawn, key=lambda candidate: candidate.misfit)
+        stalled = stalled + 1 if found[0].misfit > STALL * best else 0
+        if stalled == (1 if found[0].misfit <= MISFIT else 2):
+            break
+    if on_progress is not None:
+        on_progress(most, most)
+    return found[:count]
 
-        return reconstruct(
-            problem.y.to(device),
-            problem.operator.to(device),
-            prior,
-            solver,
-            num_samples,
-            asked.seed,
-            noise_std=problem.noise_std,
-            scale=Scale(1.0),
-            key=name,
-            keep_samples=True,
-            on_progress=report,
+
+def segmented(found: Sequence[Candidate]) -> Segmentation:
+    """Segmentation and probabilities from what :func:`search` found."""
+    share = torch.stack([material(candidate.image) for candidate in found]).mean(0)
+    warnings = []
+    if found[0].misfit > MISFIT:
+        warnings.append(
+            f"no image was found that fits the data: the best misfit is {found[0].misfit:.2f} of the noise, "
+            f"where up to {MISFIT} is usual"
         )
+    return Segmentation((share > 0.5).to(torch.uint8), share, found[0].misfit, tuple(warnings))
 
-    first = sampled(PATH_LENGTH, counts[0], f"{key}/first")
-    done_before = counts[0]
-    posterior = sampled(refitted(p, operator.to("cpu")(first.mean.cpu().clamp(0, 1))), counts[1], key)
-    assert posterior.samples is not None
-    probability = torch.stack([material(sample) for sample in posterior.samples.cpu()]).mean(0)
-    return Segmentation(
-        (probability > 0.5).to(torch.uint8),
-        probability,
-        posterior.residual / posterior.noise_std,
-        posterior.warnings,
-    )
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What candidates are drawn from: line integrals above air and what is known beside them."""
+
+    line_integrals: Tensor
+    operator: CTOperator
+    prior: ScorePrior
+    noise: float
+    seed: int
+    key: str
+    device: torch.device
+
+    def problem(self, correction: BeamHardeningCorrection) -> Problem:
+        """Path lengths to be explained, whitened: where the beam is hard, an integral says less of them."""
+        made = whitened(correction(self.line_integrals), self.operator, self._spread(correction))
+        return Problem(made.y.to(self.device), made.operator.to(self.device), made.noise_std)
+
+    def draw(
+        self,
+        problem: Problem,
+        solver: DDS,
+        start: Tensor | None,
+        name: str,
+        on_step: Callable[[int, int], None],
+    ) -> Candidate:
+        """One image, down from the solver's first noise level, beginning at an image if there is one."""
+        shape = problem.operator.domain_shape
+        noise = KeyedNoise(
+            self.seed, f"{self.key}/{name}", [0], shape, self.line_integrals.dtype, self.device
+        )
+        solver.check(problem, self.prior)
+        with torch.no_grad():
+            image = solver.descend(
+                problem.noise_std,
+                self.prior,
+                noise,
+                solver.data_consistency(problem, self.prior),
+                problem.unfolded if start is None else start.to(self.device),
+                on_step,
+            )[0]
+        return self.candidate(image.cpu())
+
+    def candidate(self, image: Tensor) -> Candidate:
+        """An image with its misfit, by the path lengths that the scan and it agree on."""
+        lengths = self.operator(image.clamp(0, 1))
+        correction = refitted(self.line_integrals, lengths)
+        error = (correction(self.line_integrals) - lengths) / self._spread(correction)
+        return Candidate(image, float(error.square().mean().sqrt()), correction)
+
+    def _spread(self, correction: BeamHardeningCorrection) -> Tensor:
+        return correction.slope(self.line_integrals.clamp(0, correction.largest)) * self.noise
 
 
 def refitted(p: Tensor, lengths: Tensor) -> BeamHardeningCorrection:
@@ -243,7 +339,7 @@ def segment_file(
     source: str | Path,
     out: Path,
     prior: ScorePrior,
-    solver: Solver,
+    solver: DDS,
     settings: CTSettings,
     *,
     prior_facts: dict[str, Any] | None = None,

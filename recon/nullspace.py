@@ -11,7 +11,7 @@ from torch import Tensor
 from operators.base import LinearOperator
 from recon.errors import ReconError
 from recon.posterior import Posterior
-from recon.solvers.cg import cg
+from recon.solvers.cg import cg, mixed_axes
 
 MAX_ITERATIONS = 300
 TOLERANCE = 1e-4
@@ -204,6 +204,7 @@ def _measured_part(operator: LinearOperator, x: Tensor, weight: float, max_iter:
         operator.normal(x),
         max_iter=max_iter,
         tol=tol,
+        axes=mixed_axes(operator),
     )
     # Single precision cannot do better than this, whatever was asked for.
     attainable = max(tol, 1e4 * torch.finfo(x.dtype).eps)

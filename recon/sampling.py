@@ -107,10 +107,10 @@ def reconstruct(
         y = y * mask
     level = 1.0 if prior is None else prior.contract.level
     if scale is None:
-        scale = Scale.estimate(y, operator, level)
+        scale = Scale(1.0) if chosen.needs.direct else Scale.estimate(y, operator, level)
     if noise_std is None:
         noise_std = estimate_noise(y, operator)
-    floor = NOISE_FLOOR * level * scale.factor
+    floor = 0.0 if chosen.needs.direct else NOISE_FLOOR * level * scale.factor
     warnings: list[str] = []
     if noise_std < floor:
         warnings.append(

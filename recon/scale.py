@@ -12,7 +12,7 @@ from torch import Tensor
 from operators.base import LinearOperator
 from priors.level import image_level
 from recon.errors import ReconError
-from recon.solvers.cg import cg
+from recon.solvers.cg import cg, mixed_axes
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Scale:
         peak = float(right.abs().max())
         if not peak > 0:
             raise ReconError("the measurement is all zero: there is nothing to reconstruct")
-        image = cg(operator.normal, right / peak, max_iter=iterations, tol=1e-3).x
+        axes = mixed_axes(operator)
+        image = cg(operator.normal, right / peak, max_iter=iterations, tol=1e-3, axes=axes).x
         wide = image.to(torch.complex128 if image.is_complex() else torch.float64)
         levels = image_level(wide)  # one, or one a coil
         factor = peak * float(levels.square().mean().sqrt()) / level

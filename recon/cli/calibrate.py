@@ -121,7 +121,8 @@ def calibrate(
     from rich.console import Console
     from rich.table import Table
 
-    from priors.files import load_prior, prior_hash, prior_path
+    from priors.files import prior_hash, prior_path
+    from priors.loading import load_prior
     from recon.calibration import interval_factor, learn
     from recon.calibration_files import evidence_of_file
     from recon.cli.progress import progress_bar

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +17,7 @@ from recon.cli.options import (
     NumEvaluations,
     Out,
     Precision,
+    PriorConfig,
     Seed,
     SolverSettings,
     Threads,
@@ -24,19 +26,30 @@ from recon.cli.options import (
 _VIEWS = "Choice among the views that were measured"
 _IMAGE = "Image"
 _DATA = "What is known about the data (found from file and data if not given)"
+_CORRECTIONS = "Corrections"
 
 
 def ct(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="Projections: HTC 2022 and other .mat, DXchange and LoDoPaB HDF5, a folder of DICOM-CT-PD."
+            help="Projections: HTC 2022 and other .mat, DXchange and LoDoPaB HDF5, a folder of DICOM-CT-PD; "
+            "for --simulate, a folder with a DICOM series, or HDF5 with images in HU."
         ),
     ],
     out: Out,
     units: Annotated[
         str, typer.Option(help="Units of the images: 1/mm or HU.", rich_help_panel=OUTPUT)
     ] = "1/mm",
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Write mean and standard deviation as nifti (<name>.nii.gz, <name>_std.nii.gz) or dicom "
+            "(<name>_dicom/mean and /std, in HU) too; repeatable.",
+            rich_help_panel=OUTPUT,
+            metavar="FORMAT",
+        ),
+    ] = None,
     keep_samples: KeepSamples = False,
     figures: Annotated[
         bool,
@@ -67,6 +80,15 @@ def ct(
             rich_help_panel=_VIEWS,
         ),
     ] = None,
+    simulate: Annotated[
+        bool,
+        typer.Option(
+            "--simulate",
+            help="The files hold images in HU: simulate a fan-beam scan of them with --photons (200000 if "
+            "not given), and reconstruct that. The result holds the truth too, as 'reference'.",
+            rich_help_panel=_VIEWS,
+        ),
+    ] = False,
     size: Annotated[
         int | None,
         typer.Option(
@@ -87,7 +109,7 @@ def ct(
         str | None,
         typer.Option(
             help="htc2022: segment the disc of the Helsinki Tomography Challenge's files; the result holds "
-            "'segmentation' and 'probability', the prior is 'discs', and dds takes 120 steps from 3.",
+            "'segmentation' and 'probability', the prior is 'discs', --num-samples counts candidates.",
             rich_help_panel=_IMAGE,
             metavar="NAME",
         ),
@@ -97,28 +119,30 @@ def ct(
         typer.Option(
             help="Samples a slice. Their mean is the image, their spread the uncertainty.",
             rich_help_panel=SAMPLING,
-            show_default="8; 16 for the challenge",
+            show_default="8",
         ),
     ] = None,
     seed: Seed = 0,
     prior: Annotated[
         str | None,
         typer.Option(
-            help="What images look like: the name of a bundled prior, or a .safetensors file.",
+            help="What images look like: the name of a bundled prior, a .safetensors file, or a checkpoint "
+            "of other code (recon prior inspect says which).",
             rich_help_panel=SAMPLING,
             show_default="chest; discs for the challenge",
         ),
     ] = None,
+    prior_config: PriorConfig = None,
     nfe: NumEvaluations = None,
     solver: Annotated[
         str,
         typer.Option(
             help="Method; recon solvers lists them with their settings. fbp, sirt, cgls and tv need no "
-            "prior.",
+            "prior; dds-3d, adjacent-slices, diffusion-mbir and perpendicular take all slices as a volume.",
             rich_help_panel=SAMPLING,
             metavar="NAME",
         ),
-    ] = "dds",
+    ] = "dds:ct",
     settings: SolverSettings = None,
     photons: Annotated[
         float | None,
@@ -140,12 +164,47 @@ def ct(
             help="Distance of detector elements in mm, where the file does not tell.", rich_help_panel=_DATA
         ),
     ] = None,
-    detector_offset: Annotated[
-        float | None,
+    resolve: Annotated[
+        float,
         typer.Option(
-            help="Middle of the detector in mm from where the axis of rotation is seen, where the file does "
-            "not tell.",
-            rich_help_panel=_DATA,
+            help="Difference in HU that is to be seen: a warning says if noise levels end above it.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = 10.0,
+    rings: Annotated[
+        bool,
+        typer.Option(
+            "--rings",
+            help="Suppress rings, which detector elements draw that respond otherwise than their neighbours.",
+            rich_help_panel=_CORRECTIONS,
+        ),
+    ] = False,
+    detector_offset: Annotated[
+        str | None,
+        typer.Option(
+            help="Middle of the detector in mm from where the axis of rotation is seen, or 'auto', to find "
+            "it from the data.",
+            show_default="that of the file; auto, where the file does not tell",
+            rich_help_panel=_CORRECTIONS,
+            metavar="MM|auto",
+        ),
+    ] = None,
+    truncated: Annotated[
+        bool,
+        typer.Option(
+            "--truncated",
+            help="The object is wider than the field of view: give it room beyond, so that the image within "
+            "is right.",
+            rich_help_panel=_CORRECTIONS,
+        ),
+    ] = False,
+    beam_hardening: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSON {"coefficients": [c1, c2, ...], "largest": p}: the polynomial c1 p + c2 p² + ... from '
+            "measured to monochromatic line integrals, and up to which p it holds.",
+            rich_help_panel=_CORRECTIONS,
+            metavar="FILE",
         ),
     ] = None,
     precision: Precision = "fp32",
@@ -168,6 +227,7 @@ def ct(
         recon ct scan.mat --arc 90 --num-samples 8 --out out/
         recon ct scan.h5 --solver fbp --out fbp/
         recon ct limited.mat --challenge htc2022 --out out/
+        recon ct SERIES/ --simulate --views 60 --photons 2e5 --units HU --out out/
 
     The noise of every line integral is found from the data. The result holds the
     datasets 'reconstruction' and 'reconstruction_std', (slices, H, W), and in the
@@ -192,8 +252,12 @@ def ct(
         solver_of,
     )
     from recon.ct import CTSettings, reconstruct_ct_file
+    from recon.ct_corrections import CTCorrections
+    from recon.ct_export import check_formats
+    from recon.ct_simulation import PHOTONS, CTSimulation
     from recon.errors import ReconError
-    from recon.htc2022 import challenge_solver, segment_file
+    from recon.htc2022 import FIRST, segment_file
+    from recon.io.beam_hardening import read_beam_hardening
 
     if challenge not in (None, "htc2022"):
         raise ReconError(f"unknown challenge {challenge!r}: htc2022 is known")
@@ -208,34 +272,65 @@ def ct(
             ("--cache", cache),
             ("--keep-samples", keep_samples or None),
             ("--figures", figures or None),
+            ("--also", also),
+            ("--simulate", simulate or None),
+            ("--rings", rings or None),
+            ("--truncated", truncated or None),
+            ("--beam-hardening", beam_hardening),
         ):
             if value is not None:
                 raise ReconError(f"{option} has no meaning for --challenge {challenge}")
+    if simulate:
+        for option, value in (
+            ("--pixel-size", pixel_size),
+            ("--noise-std", noise_std),
+            ("--detector-spacing", detector_spacing),
+        ):
+            if value is not None:
+                raise ReconError(f"{option} has no meaning for --simulate, which makes the scan")
     prior = prior or ("chest" if challenge is None else "discs")
     if start is not None and arc is None:
         raise ReconError("--start belongs to --arc, which says how many degrees to keep")
     chosen = solver_of(solver, settings or [], nfe)
+    angles = (None if arc is None else math.radians(arc), math.radians(start or 0.0))
+    simulation = None
+    if simulate:
+        photons = PHOTONS if photons is None else photons
+        simulation = CTSimulation(views, *angles, photons, seed, mu_water, size)
+        views, angles, size = None, (None, 0.0), None
     asked = CTSettings(
         views=views,
-        arc=None if arc is None else math.radians(arc),
-        start=math.radians(start or 0.0),
-        num_samples=(8 if challenge is None else 16) if num_samples is None else num_samples,
+        arc=angles[0],
+        start=angles[1],
+        num_samples=8 if num_samples is None else num_samples,
         seed=seed,
         photons=photons,
         noise_std=noise_std,
         mu_water=mu_water,
         units=units,
         keep_samples=keep_samples,
+        resolve=resolve,
     )
+    corrections = CTCorrections(
+        rings=rings,
+        beam_hardening=None if beam_hardening is None else read_beam_hardening(beam_hardening),
+        truncated=truncated,
+        detector_offset=offset_of(detector_offset),
+    )
+    check_formats(also or [])
     set_threads(threads)
     place = choose_device(device)
-    if challenge is not None and solver == "dds" and not settings and nfe is None:
-        chosen = challenge_solver()
-    if challenge is not None and not chosen.needs.prior:
-        raise ReconError(f"--challenge {challenge} samples the posterior, and {solver} has no prior")
+    first = FIRST
+    if challenge is not None:
+        if solver not in ("dds", "dds:ct"):
+            raise ReconError(f"--challenge {challenge} searches with dds, not {solver}")
+        if settings:
+            raise ReconError(f"--set has no meaning for --challenge {challenge}, which has its own")
+        if nfe is not None:
+            first = replace(FIRST, nfe=nfe)
     loaded, facts = None, None
     if chosen.needs.prior:
-        loaded, facts = load_with_facts(prior, precision, place)
+        loaded, facts = load_with_facts(prior, precision, place, prior_config)
     stems = [file.stem for file in files]
     for file in files:
         if stems.count(file.stem) > 1:
@@ -256,7 +351,7 @@ def ct(
                         source,
                         out / f"{source.stem}.h5",
                         loaded,
-                        chosen,
+                        first,
                         asked,
                         prior_facts=facts,
                         device=place,
@@ -276,7 +371,9 @@ def ct(
                         pixel_size=pixel_size,
                         slices=slices,
                         detector_spacing=detector_spacing,
-                        detector_offset=detector_offset,
+                        corrections=corrections,
+                        simulation=simulation,
+                        also=also or [],
                         prior_facts=facts,
                         cache=cache,
                         device=place,
@@ -295,6 +392,26 @@ def ct(
             for note in provenance["warnings"]:
                 notes.setdefault(note, []).append(source.name)
     close_run(len(files), out, notes, failed)
+
+
+def offset_of(text: str | None) -> float | Literal["auto"] | None:
+    """A detector's offset in mm as it is typed, or ``"auto"``.
+
+    Raises
+    ------
+    ReconError
+        If it is neither.
+    """
+    from recon.errors import ReconError
+
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise ReconError(f"--detector-offset is a number of mm or auto, not {text!r}") from None
 
 
 def what_was_made(provenance: dict[str, Any]) -> str:

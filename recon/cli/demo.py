@@ -49,12 +49,13 @@ def demo_ct(out: Path, num_samples: int, seed: int) -> None:
 
     from rich.console import Console
 
-    from priors.files import load_prior, prior_hash, prior_path
+    from priors.files import prior_hash, prior_path
+    from priors.loading import load_prior
     from recon.cli.progress import progress_bar
     from recon.cli.run import make_folder
     from recon.ct import CTSettings
     from recon.figures import segmentation_figure
-    from recon.htc2022 import challenge_solver, segment_file
+    from recon.htc2022 import FIRST, segment_file
     from recon.io.matlab import read_variables
     from recon.io.segmentation import read_segmentation
     from recon.metrics import matthews
@@ -71,7 +72,7 @@ def demo_ct(out: Path, num_samples: int, seed: int) -> None:
             source,
             result,
             prior,
-            challenge_solver(),
+            FIRST,
             CTSettings(num_samples=num_samples, seed=seed),
             prior_facts={"file": path.name, "sha256": prior_hash(path)},
             on_progress=lambda done, total: bar.update(
@@ -101,7 +102,8 @@ def demo_mri(out: Path, acceleration: float, num_samples: int, seed: int) -> Non
     from rich.console import Console
     from rich.table import Table
 
-    from priors.files import load_prior, prior_hash, prior_path
+    from priors.files import prior_hash, prior_path
+    from priors.loading import load_prior
     from recon.cli.progress import progress_bar
     from recon.cli.run import make_folder, slice_figure
     from recon.metrics import nmse, psnr, ssim

@@ -17,6 +17,7 @@ from recon.cli.options import (
     NumEvaluations,
     Out,
     Precision,
+    PriorConfig,
     Seed,
     SolverSettings,
     Threads,
@@ -105,11 +106,12 @@ def mri(
     prior: Annotated[
         str,
         typer.Option(
-            help="What images look like: the name of a bundled prior, or a .safetensors file "
-            "(recon prior train makes one).",
+            help="What images look like: the name of a bundled prior, a .safetensors file (recon prior train "
+            "makes one), or a checkpoint of other code (recon prior inspect says which).",
             rich_help_panel=SAMPLING,
         ),
     ] = "brain",
+    prior_config: PriorConfig = None,
     nfe: NumEvaluations = None,
     solver: Annotated[
         str,
@@ -236,7 +238,7 @@ def mri(
     place = choose_device(device)
     loaded, facts = None, None
     if chosen.needs.prior:
-        loaded, facts = load_with_facts(prior, precision, place)
+        loaded, facts = load_with_facts(prior, precision, place, prior_config)
     sources = collect_files(files)
     make_folder(out)
 

@@ -50,6 +50,16 @@ SolverSettings = Annotated[
     ),
 ]
 
+PriorConfig = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSON file with the arguments of the network's constructor, as far as a checkpoint of other "
+        "code does not tell them.",
+        rich_help_panel=SAMPLING,
+        metavar="FILE",
+    ),
+]
+
 Precision = Annotated[
     str, typer.Option(help="Arithmetic of the network: fp32 or bf16.", rich_help_panel=COMPUTER)
 ]

@@ -12,7 +12,8 @@ import typer
 
 from operators.errors import OperatorError
 from priors.errors import PriorError
-from priors.files import load_prior, prior_hash, prior_path
+from priors.files import prior_hash, prior_path
+from priors.loading import load_prior
 from recon.errors import ReconError
 from recon.solvers import make_solver
 
@@ -109,17 +110,22 @@ def set_threads(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
-def load_with_facts(prior: str, precision: str, device: torch.device) -> tuple[ScorePrior, dict[str, str]]:
-    """Load a prior, and say for provenance which file it is.
+def load_with_facts(
+    prior: str, precision: str, device: torch.device, config: Path | None = None
+) -> tuple[ScorePrior, dict[str, str]]:
+    """Load a prior, and say for provenance which file it is, and which one its configuration.
 
     Raises
     ------
     PriorError
         If there is no such prior, or it cannot be read.
     """
-    loaded = load_prior(prior, precision=precision, device=device)
+    loaded = load_prior(prior, precision=precision, device=device, config=config)
     path = prior_path(prior)
-    return loaded, {"file": path.name, "sha256": prior_hash(path), "precision": precision}
+    facts = {"file": path.name, "sha256": prior_hash(path), "precision": precision}
+    if config is not None:
+        facts |= {"config": config.name, "config_sha256": prior_hash(config)}
+    return loaded, facts
 
 
 def choose_device(name: str) -> torch.device:

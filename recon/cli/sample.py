@@ -61,7 +61,8 @@ def sample(
     """
     import time
 
-    from priors.files import load_prior, prior_hash, prior_path
+    from priors.files import prior_hash, prior_path
+    from priors.loading import load_prior
     from priors.sampling import sample_prior
     from recon.cli.progress import progress_bar
     from recon.cli.run import choose_device, make_folder, set_threads

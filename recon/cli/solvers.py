@@ -21,12 +21,12 @@ def solvers(
     import inspect
     from dataclasses import fields
 
-    from recon.solvers import SOLVERS, solver_class
+    from recon.solvers import PRESETS, SOLVERS, solver_class
 
     for key in SOLVERS if name is None else [name]:
         kind = solver_class(key)
         document = inspect.getdoc(kind) or ""
-        presets = [preset for preset in ("paper", "released") if hasattr(kind, preset)]
+        presets = [preset for preset in PRESETS if hasattr(kind, preset)]
         typer.echo(f"{key}: {document.partition(chr(10))[0]}")
         settings = ", ".join(f"{item.name}={item.default}" for item in fields(kind))  # type: ignore[arg-type]
         typer.echo(f"    settings: {settings or 'none'}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import h5py
 
@@ -44,6 +46,32 @@ def ct_format(path: str | Path) -> str:
     raise ReconError(f"{path}: holds CT projections in none of the formats {', '.join(FORMATS)}")
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where the slices of a file lie, in DICOM's coordinates; see `recon.io.ct_volume.CTVolume`.
+
+    Attributes
+    ----------
+    slice_spacing : float
+        Distance of slices in mm.
+    origin : tuple of float
+        Position of the centre of the first pixel of the first slice.
+    orientation : tuple of float
+        Six direction cosines.
+    """
+
+    slice_spacing: float
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    orientation: tuple[float, float, float, float, float, float] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+class SliceReader(Protocol):
+    """What reads a file slice by slice."""
+
+    def read_slice(self, index: int) -> CTScan:
+        """Scan of one slice."""
+
+
 class CTSource:
     """The slices of one file, read when they are asked for.
 
@@ -52,9 +80,11 @@ class CTSource:
     path : Path
         File or folder.
     format : str
-        One of :data:`FORMATS`.
+        One of :data:`FORMATS`, or ``simulated``.
     num_slices : int
         Slices in it.
+    placement : Placement or None
+        Where they lie, if the file says.
     """
 
     def __init__(
@@ -62,12 +92,14 @@ class CTSource:
         path: Path,
         kind: str,
         num_slices: int,
-        file: DXchangeFile | LoDoPaBFile | None,
+        file: SliceReader | None,
         scan: CTScan | None,
+        placement: Placement | None = None,
     ):
         self.path = path
         self.format = kind
         self.num_slices = num_slices
+        self.placement = placement
         self._file = file
         self._scan = scan
 
@@ -105,7 +137,9 @@ def open_ct(
         raise ReconError(f"{path}: the geometry is in the file, so the detector's cannot be given")
     if kind == "dxchange":
         with DXchangeFile(path, detector_spacing=detector_spacing, detector_offset=detector_offset) as file:
-            yield CTSource(path, kind, file.num_slices, file, None)
+            # Detector elements are as high as wide, and rows of them are slices.
+            placement = Placement(file.geometry.detector_spacing)
+            yield CTSource(path, kind, file.num_slices, file, None, placement)
     elif kind == "lodopab":
         with LoDoPaBFile(path) as observations:
             yield CTSource(path, kind, observations.num_slices, observations, None)

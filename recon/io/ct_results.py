@@ -8,6 +8,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 
 from recon.errors import ReconError
 from recon.io.fastmri import ReconstructionWriter
@@ -20,8 +21,9 @@ class CTReconstructionWriter(ReconstructionWriter):
     """Write a CT reconstruction slice by slice, and put it in place only when it is whole.
 
     The file has the layout that MRI results have: ``reconstruction`` and ``reconstruction_std`` (slices, H,
-    W) float32, ``samples`` (slices, num_samples, H, W) float32 if they are kept, and the attributes
-    ``provenance`` (JSON) and ``not_for_diagnostic_use``. The attribute ``units`` says what the images are in.
+    W) float32, ``samples`` (slices, num_samples, H, W) float32 if they are kept, ``reference`` (slices, H, W)
+    float32 if the data came with one, and the attributes ``provenance`` (JSON) and
+    ``not_for_diagnostic_use``. The attribute ``units`` says what the images are in.
 
     Parameters
     ----------
@@ -62,6 +64,29 @@ class CTReconstructionWriter(ReconstructionWriter):
         if path.is_file() and h5py.is_hdf5(path) and not _is_result(path):
             raise ReconError(f"{path}: not overwritten, it is HDF5 and no earlier reconstruction")
         super().__init__(path, num_slices, shape, provenance, num_samples=num_samples)
+
+    def write_reference(self, index: int, image: torch.Tensor) -> None:
+        """Write the image of a slice that came with the data, ``(H, W)`` in the units of the file.
+
+        Raises
+        ------
+        ReconError
+            If it is misshapen or not finite, there is no such slice, or the disk refuses.
+        """
+        slices = self._file["reconstruction"].shape[0]
+        if not 0 <= index < slices:
+            raise ReconError(f"{self.path}: there is no slice {index} to write")
+        if tuple(image.shape) != self.shape or not bool(torch.isfinite(image).all()):
+            raise ReconError(
+                f"{self.path}: the reference of slice {index} must be finite and of shape {self.shape}, got "
+                f"{tuple(image.shape)}"
+            )
+        if "reference" not in self._file:
+            self._create("reference", (slices, *self.shape), np.float32)
+        try:
+            self._file["reference"][index] = image.cpu().numpy()
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def _create(self, name: str, shape: tuple[int, ...], dtype: Any) -> None:
         # Images of attenuation are real, and so are their samples.

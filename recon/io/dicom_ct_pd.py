@@ -63,6 +63,9 @@ def read_dicom_ct_pd(paths: str | Path | Iterable[str | Path]) -> CTScan:
     """
     files = _dicom_files(paths)
     headers = [(path, read_dicom(path)) for path in files]
+    path, first = headers[0]
+    if not any(_ANGLE in header for _, header in headers) and "ImagePositionPatient" in first:
+        raise ReconError(f"{path} is a CT image, not a projection: --simulate makes a scan of such images")
     headers.sort(key=lambda entry: _instance(*entry))
     path, first = headers[0]
 

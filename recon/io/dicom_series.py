@@ -191,6 +191,20 @@ def write_dicom_series(
     return [folder / name for name in names]
 
 
+def new_uid() -> str:
+    """A unique identifier that stands for nothing yet, for a study or a frame of reference.
+
+    Raises
+    ------
+    ReconError
+        If pydicom is not installed.
+    """
+    _pydicom()
+    from pydicom.uid import generate_uid
+
+    return str(generate_uid())
+
+
 def read_dicom(path: str | Path) -> Any:
     """Read one DICOM file whole, with its pixels.
 

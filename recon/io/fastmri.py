@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from xml.etree import ElementTree
 
 import h5py
@@ -495,7 +495,7 @@ class ReconstructionWriter:
         try:
             if self.path.is_dir():
                 raise ReconError(f"{self.path}: cannot be written, it is a folder")
-            if self.path.is_file() and _holds_kspace(self.path):
+            if self.path.is_file() and holds_kspace(self.path):
                 raise ReconError(f"{self.path}: not overwritten, it holds measured k-space")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = h5py.File(self._temporary, "x")
@@ -593,7 +593,7 @@ class ReconstructionWriter:
             self._file.close()
         self._temporary.unlink(missing_ok=True)
 
-    def __enter__(self) -> ReconstructionWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -719,7 +719,8 @@ def _int_attribute(file: Any, name: str) -> int | None:
     return int(value) if isinstance(value, int | np.integer) and value > 0 else None
 
 
-def _holds_kspace(path: Path) -> bool:
+def holds_kspace(path: Path) -> bool:
+    """Whether a file is HDF5 with a dataset of that name."""
     try:
         with h5py.File(path, "r") as file:
             return "kspace" in file

@@ -76,6 +76,32 @@ def read_hu_volumes(path: str | Path) -> list[HUVolume]:
         raise ReconError(f"{path} cannot be read as HDF5: {error}") from None
 
 
+def hu_series(path: str | Path) -> list[tuple[str, str, tuple[int, int, int]]]:
+    """Name, patient and shape of the series that :func:`read_hu_volumes` reads, without reading them.
+
+    Raises
+    ------
+    ReconError
+        Naming the file, if it has no such series.
+    """
+    path, name = _split(Path(path))
+    found = []
+    try:
+        with h5py.File(path, "r") as file:
+            for key, group in file.items():
+                stored = group.get("hu") if isinstance(group, h5py.Group) else None
+                patient = _text(group.attrs.get("patient", key))
+                if name in (None, key, patient) and isinstance(stored, h5py.Dataset) and stored.ndim == 3:
+                    found.append((key, patient, tuple(stored.shape)))
+    except OSError as error:
+        raise ReconError(f"{path} cannot be read as HDF5: {error}") from None
+    if not found and name is None:
+        raise ReconError(f"{path} holds no groups with a dataset 'hu', which CT series would be")
+    if not found:
+        raise ReconError(f"{path} has no series and no patient {name!r}")
+    return found
+
+
 def _split(path: Path) -> tuple[Path, str | None]:
     """Part of a path that is a file, and the name below it."""
     if path.exists():

@@ -62,6 +62,31 @@ def read_tiff_stack(paths: str | Path | Iterable[str | Path]) -> Tensor:
     return torch.from_numpy(np.stack(pages))
 
 
+def tiff_shape(paths: str | Path | Iterable[str | Path]) -> tuple[int, int, int]:
+    """Pages, height and width of what :func:`read_tiff_stack` reads, without reading the images.
+
+    Height and width are those of the first page.
+
+    Raises
+    ------
+    ReconError
+        Naming the file, if one is absent or damaged.
+    """
+    from tifffile import TiffFile
+
+    pages, shape = 0, (0, 0)
+    for path in _files(paths):
+        if not path.is_file():
+            raise ReconError(f"{path}: there is no such file")
+        try:
+            with TiffFile(path) as file:
+                pages += len(file.pages)
+                shape = (int(file.pages[0].shape[0]), int(file.pages[0].shape[1]))
+        except Exception as error:  # tifffile raises what a damaged file happens to lead to
+            raise ReconError(f"{path} cannot be read as TIFF, it may be damaged ({error})") from error
+    return (pages, *shape)
+
+
 def read_tiff_projections(
     paths: str | Path | Iterable[str | Path],
     geometry: ParallelBeam | FanBeam,

@@ -34,6 +34,7 @@ SOLVERS = {
     "dds-3d": "recon.solvers.dds_3d.DDS3D",
     "diffusion-mbir": "recon.solvers.diffusion_mbir.DiffusionMBIR",
     "perpendicular": "recon.solvers.perpendicular.Perpendicular",
+    "adjacent-slices": "recon.solvers.adjacent_slices.AdjacentSlices",
     "zero-filled": "recon.solvers.zero_filled.ZeroFilled",
     "fbp": "recon.solvers.filtered_backprojection.FilteredBackprojection",
     "sirt": "recon.solvers.sirt.SIRT",
@@ -60,6 +61,10 @@ def solver_class(name: str) -> type[Solver]:
     return found
 
 
+PRESETS = ("paper", "released", "ct")
+"""Settings that a solver may have beside its defaults: class methods of these names."""
+
+
 def make_solver(name: str, preset: str | None = None, settings: Mapping[str, str] | None = None) -> Solver:
     """Make a solver from texts, as a command line or a file has them.
 
@@ -68,7 +73,8 @@ def make_solver(name: str, preset: str | None = None, settings: Mapping[str, str
     name
         One of :data:`SOLVERS`.
     preset
-        Name of a published setting (``"paper"``, ``"released"``) to start from instead of the defaults.
+        Name of a setting to start from instead of the defaults: a published one (``"paper"``,
+        ``"released"``), or that for CT (``"ct"``).
     settings
         Fields of the solver and their values as text, such as ``{"nfe": "50", "gamma": "none"}``.
 
@@ -87,7 +93,7 @@ def make_solver(name: str, preset: str | None = None, settings: Mapping[str, str
         values[setting] = _parse(text, hints[setting], f"setting {setting} of solver {name}")
     if preset is None:
         return kind(**values)
-    presets = [word for word in ("paper", "released") if hasattr(kind, word)]
+    presets = [word for word in PRESETS if hasattr(kind, word)]
     if preset not in presets:
         listed = ", ".join(presets) or "none"
         raise ReconError(f"solver {name} has no preset {preset!r}; its presets: {listed}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from operators.base import LinearOperator, seeded_noise
-from priors.base import ScorePrior
+from priors.base import Contract, ScorePrior
 from priors.level import image_level
 from recon.errors import ReconError
-from recon.solvers.cg import cg
+from recon.solvers.cg import cg, mixed_axes
 
 WARM_START_STEPS = 10
 """Conjugate-gradient steps of a first image: enough to unfold it, too few to fit the noise."""
@@ -44,6 +44,16 @@ class Problem:
     operator: LinearOperator
     noise_std: float
 
+    def of_slice(self, index: int) -> Problem:
+        """Problem of one slice of a volume, where slices are measured each on its own.
+
+        Raises
+        ------
+        OperatorError
+            If they are not.
+        """
+        return Problem(self.y[index], self.operator.of_slice(index), self.noise_std)
+
     # What follows is the same for every sample, and computed when the first one asks for it.
 
     @cached_property
@@ -57,9 +67,14 @@ class Problem:
         return self.operator.norm(max_iterations=10)
 
     @cached_property
+    def mixed_axes(self) -> int:
+        """Last axes of the domain that the data mix: two, if slices or coils are measured each on its own."""
+        return mixed_axes(self.operator)
+
+    @cached_property
     def unfolded(self) -> Tensor:
         """Image after :data:`WARM_START_STEPS` conjugate-gradient steps on ``A^H A x = A^H y``."""
-        return cg(self.operator.normal, self.adjoint_y, max_iter=WARM_START_STEPS).x
+        return cg(self.operator.normal, self.adjoint_y, max_iter=WARM_START_STEPS, axes=self.mixed_axes).x
 
     @cached_property
     def level(self) -> float:
@@ -108,6 +123,9 @@ class Needs:
     equal_weights
         Data that are not weighted by their noise, where that differs much from one datum to another: weights
         make the misfit flat where they are small, and a step along its gradient gets nowhere there.
+    direct
+        Nothing but the operator's ``direct_inverse``, which is linear: neither weights nor scale nor the
+        operator's norm change the image, so that none of them has to be computed.
     """
 
     prior: bool = True
@@ -119,6 +137,7 @@ class Needs:
     images: tuple[str, ...] = ("complex", "real")
     volume: bool = False
     equal_weights: bool = False
+    direct: bool = False
 
 
 class Solver(Protocol):
@@ -200,6 +219,8 @@ def check_needs(solver: Solver, problem: Problem, prior: ScorePrior | None) -> N
             f"{name} reconstructs volumes (D, H, W), and the images of {type(operator).__name__} have shape "
             f"{operator.domain_shape}"
         )
+    if prior is not None and prior.contract.slices > 1:
+        _check_stack(name, needs, operator, prior.contract)
     if needs.matched_adjoint and not operator.matched_adjoint:
         raise SolverError(f"{name} needs an operator with a matched adjoint")
     if needs.noise and not problem.noise_std > 0:
@@ -217,6 +238,20 @@ def check_needs(solver: Solver, problem: Problem, prior: ScorePrior | None) -> N
         raise SolverError(
             f"{name} is stable up to an operator norm of {needs.max_norm:.4g}, and this one's is "
             f"{problem.norm:.4g}: divide operator and measurement by it"
+        )
+
+
+def _check_stack(name: str, needs: Needs, operator: LinearOperator, contract: Contract) -> None:
+    """Refuse a prior on stacks of slices where the images are none, though a batch can have their shape."""
+    if needs.volume:
+        raise SolverError(
+            f"{name} denoises a volume slice by slice, and prior {contract.name!r} knows stacks of "
+            f"{contract.slices} slices only"
+        )
+    if len(operator.domain_shape) != 3 or operator.domain_shape[0] != contract.slices:
+        raise SolverError(
+            f"prior {contract.name!r} knows stacks of slices ({contract.slices}, H, W), and the images of "
+            f"{type(operator).__name__} have shape {operator.domain_shape}"
         )
 
 
@@ -263,6 +298,10 @@ class KeyedNoise:
     def __call__(self, step: int) -> Tensor:
         """Noise of a step, ``(B, *shape)``."""
         return torch.stack([self._draw(sample, step) for sample in self.samples]).to(self.device)
+
+    def part(self, name: str, shape: tuple[int, ...]) -> KeyedNoise:
+        """Noise of the same items for a part of what is reconstructed, independent of that of other parts."""
+        return replace(self, key=f"{self.key}#{name}", shape=shape)
 
     def _draw(self, sample: int, step: int) -> Tensor:
         digest = hashlib.blake2b(f"{self.seed}|{self.key}|{sample}|{step}".encode(), digest_size=8).digest()

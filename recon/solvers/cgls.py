@@ -74,7 +74,7 @@ class CGLS:
                 on_step(done, self.iterations)
             return problem.operator.normal(v)
 
-        x = cg(normal, problem.adjoint_y, max_iter=self.iterations).x
+        x = cg(normal, problem.adjoint_y, max_iter=self.iterations, axes=problem.mixed_axes).x
         check_finite(x, done, "CGLS")
         if on_step is not None and done < self.iterations:
             on_step(self.iterations, self.iterations)

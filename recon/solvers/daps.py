@@ -195,7 +195,10 @@ class DAPS:
         data = problem.adjoint_y + s * problem.operator.adjoint(data_noise(problem.operator, draw))
         misfit = gamma * (data - normal(guess))
         steps = cg_steps(1 + gamma * problem.norm**2, self.cg_tolerance, self.cg_iterations)
-        return guess + cg(lambda v: torch.add(v, normal(v), alpha=gamma), misfit, max_iter=steps).x
+        correction = cg(
+            lambda v: torch.add(v, normal(v), alpha=gamma), misfit, max_iter=steps, axes=problem.mixed_axes
+        )
+        return guess + correction.x
 
     def langevin(
         self, problem: Problem, center: Tensor, r: float, rate: float, draw: Callable[[], Tensor]

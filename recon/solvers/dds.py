@@ -21,9 +21,40 @@ from recon.solvers.base import (
     check_choices,
     check_finite,
     check_needs,
+    check_positive,
 )
 from recon.solvers.cg import cg, cg_steps
 from recon.solvers.schedule import noise_levels
+
+DataStep = Callable[[Tensor, float], Tensor]
+"""What brings denoised images ``(B, ...)`` of a noise level towards the data."""
+
+
+@dataclass(frozen=True)
+class DataTerm:
+    """A quadratic term ``x^H H x / 2 - Re x^H b``, such as ``|A x - y|^2 / 2``.
+
+    Parameters
+    ----------
+    matrix
+        ``H``, Hermitian and positive semi-definite.
+    right
+        ``b``, ``domain_shape`` or a batch of them.
+    largest
+        Bound of the eigenvalues of ``H``.
+    axes
+        Last axes that ``H`` mixes.
+    """
+
+    matrix: Callable[[Tensor], Tensor]
+    right: Tensor
+    largest: float
+    axes: int
+
+    @classmethod
+    def of(cls, problem: Problem) -> DataTerm:
+        """Misfit of a problem."""
+        return cls(problem.operator.normal, problem.adjoint_y, problem.norm**2, problem.mixed_axes)
 
 
 @dataclass(frozen=True)
@@ -59,6 +90,9 @@ class DDS:
         Conjugate gradients on ``A^H A x = A^H y`` instead, for data without noise.
     schedule
         ``"karras"``, or ``"vp-linear"``, whose levels are fixed by ``nfe`` alone.
+    rho
+        Exponent of the Karras levels: the larger, the more of them are small (7 in the paper). Where the data
+        leave open which of many images it is, that is decided at high levels, and a smaller one is better.
     step
         How the next noise level is reached. ``"renoise"``: the prior's error, of which
         :meth:`ScorePrior.error_variance` tells the size, is drawn and added before data consistency, and
@@ -93,13 +127,15 @@ class DDS:
     noise_free: bool = False
     schedule: str = "karras"
     step: str = "renoise"
+    rho: float = 7.0
 
     def __post_init__(self) -> None:
         check_at_least(self, nfe=1, cg_iterations=1, cg_tolerance=0)
+        check_positive(self, "rho")
         if self.gamma is not None and not self.gamma >= 0:
-            raise SolverError(f"DDS: gamma must not be negative, got {self.gamma}")
+            raise SolverError(f"{type(self).__name__}: gamma must not be negative, got {self.gamma}")
         if not 0 <= self.eta <= 1:
-            raise SolverError(f"DDS: eta must lie in [0, 1], got {self.eta}")
+            raise SolverError(f"{type(self).__name__}: eta must lie in [0, 1], got {self.eta}")
         check_choices(
             self,
             start=("warm", "noise"),
@@ -131,10 +167,19 @@ class DDS:
         """Setting of the authors' code: as published, but eta = 0.85 in a step that shrinks the variance."""
         return replace(cls.paper(nfe, eta=0.85, step="released"), **changes)  # type: ignore[arg-type]
 
+    @classmethod
+    def ct(cls, **changes: object) -> DDS:
+        """Setting for CT: more of the steps at high noise levels (``rho`` 2), and M up to 40.
+
+        What few views or an arc leave open is decided at high levels, and takes conjugate gradients longer to
+        propagate than what undersampled k-space does. See ``docs/what-matters.md``.
+        """
+        return replace(cls(cg_iterations=40, rho=2.0), **changes)  # type: ignore[arg-type]
+
     def levels(self, prior: ScorePrior, noise_std: float) -> list[float]:
         """Noise levels for a measurement of that noise, the last one zero."""
         return noise_levels(
-            self.schedule, self.nfe, self.sigma_max, self.sigma_min, prior.contract, noise_std
+            self.schedule, self.nfe, self.sigma_max, self.sigma_min, prior.contract, noise_std, self.rho
         )
 
     def weight(self, sigma: float, noise_std: float) -> float:
@@ -162,61 +207,102 @@ class DDS:
         Returns
         -------
         Solution
-            Samples ``(B, H, W)`` in the prior's units.
+            Samples ``(B, *domain_shape)`` in the prior's units.
 
         Raises
         ------
         SolverError
-            If the operator's adjoint is not matched, a noise level is needed and not positive, or a value
-            stops being finite.
+            If the operator is none that the solver can work with, a noise level is needed and not positive,
+            or a value stops being finite.
         """
+        self.check(problem, prior)
+        start = problem.unfolded if self.start == "warm" else None
+        step = self.data_consistency(problem, prior)
+        return Solution(self.descend(problem.noise_std, prior, noise, step, start, on_step), self.nfe)
+
+    def check(self, problem: Problem, prior: ScorePrior) -> None:
+        """Refuse what the solver cannot work with, and a noise level that is needed and not positive."""
         check_needs(self, problem, prior)
-        operator = problem.operator
         if self.gamma is None and not self.noise_free and not problem.noise_std > 0:
             raise SolverError(
-                f"DDS needs a positive noise level, got {problem.noise_std}; or set gamma or noise_free"
+                f"{type(self).__name__} needs a positive noise level, got {problem.noise_std}; or set gamma "
+                "or noise_free"
             )
-        sigmas = self.levels(prior, problem.noise_std)
+
+    def descend(
+        self,
+        noise_std: float,
+        prior: ScorePrior,
+        noise: Callable[[int], Tensor],
+        towards_data: DataStep,
+        start: Tensor | None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Go down all noise levels (paper, Algorithm 1).
+
+        Parameters
+        ----------
+        noise_std
+            Noise level of the measurement.
+        prior, noise, on_step
+            As for :meth:`sample`.
+        towards_data
+            Data consistency, as :meth:`data_consistency` makes it.
+        start
+            First image, to which noise is added; ``None`` for noise alone.
+
+        Returns
+        -------
+        Tensor
+            Samples of the shape of the noise.
+        """
+        sigmas = self.levels(prior, noise_std)
         x = sigmas[0] * noise(0)
-        if self.start == "warm":
-            x = x + problem.unfolded
+        if start is not None:
+            x = x + start
         for index in range(self.nfe):
             sigma, lower = sigmas[index], sigmas[index + 1]
-            denoised = prior.denoise(x, sigma)
+            denoised, error_variance = self.denoise(prior, x, sigma, index)
             eps = (x - denoised) / sigma
             if self.step == "renoise" and self.eta > 0:
-                error = self.eta * math.sqrt(prior.error_variance(sigma))
+                error = self.eta * math.sqrt(error_variance)
                 denoised = denoised + error * noise(self.nfe + index + 1)
-            gamma = 0.0 if self.noise_free else self.weight(sigma, problem.noise_std)
-            steps = (
-                self.cg_iterations
-                if self.noise_free
-                else cg_steps(1 + gamma * problem.norm**2, self.cg_tolerance, self.cg_iterations)
-            )
-            x = self._towards_data(denoised, problem.adjoint_y, operator.normal, gamma, steps)
+            x = towards_data(denoised, sigma)
             direction, fresh = self.next_level(sigma, lower)
             if direction > 0:
                 x = x + direction * eps
             if fresh > 0:
                 x = x + fresh * noise(index + 1)
-            check_finite(x, index, "DDS")
+            check_finite(x, index, type(self).__name__)
             if on_step is not None:
                 on_step(index + 1, self.nfe)
-        return Solution(x, self.nfe)
+        return x
 
-    def _towards_data(
-        self,
-        denoised: Tensor,
-        adjoint_y: Tensor,
-        normal: Callable[[Tensor], Tensor],
-        gamma: float,
-        steps: int,
-    ) -> Tensor:
-        """M conjugate-gradient steps from the denoised image (paper, Algorithm 1)."""
+    # What solvers that go down the same levels do in their own way.
+
+    def denoise(self, prior: ScorePrior, x: Tensor, sigma: float, index: int) -> tuple[Tensor, float]:
+        """Denoised image of the noise level of that index, and the mean square error that is left in it."""
+        return prior.denoise(x, sigma), prior.error_variance(sigma)
+
+    def data_consistency(self, problem: Problem, prior: ScorePrior) -> DataStep:
+        """What brings denoised images towards the data; made once a run, so that it may keep variables."""
+        term = DataTerm.of(problem)
+        return lambda denoised, sigma: self.towards(denoised, sigma, problem.noise_std, term)
+
+    def towards(self, denoised: Tensor, sigma: float, noise_std: float, term: DataTerm) -> Tensor:
+        """M conjugate-gradient steps from the denoised image towards the minimum of a data term."""
+        matrix, right = term.matrix, term.right
         if self.noise_free:
-            return cg(normal, adjoint_y.expand_as(denoised), denoised, max_iter=steps).x
+            return cg(
+                matrix, right.expand_as(denoised), denoised, max_iter=self.cg_iterations, axes=term.axes
+            ).x
+        gamma = self.weight(sigma, noise_std)
         if gamma == 0:
             return denoised
+        steps = cg_steps(1 + gamma * term.largest, self.cg_tolerance, self.cg_iterations)
         # Solved for the correction to the denoised image: the same iterates, from a start at zero.
-        misfit = gamma * (adjoint_y - normal(denoised))
-        return denoised + cg(lambda v: torch.add(v, normal(v), alpha=gamma), misfit, max_iter=steps).x
+        misfit = gamma * (right - matrix(denoised))
+        correction = cg(
+            lambda v: torch.add(v, matrix(v), alpha=gamma), misfit, max_iter=steps, axes=term.axes
+        )
+        return denoised + correction.x

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from operators.base import seeded_noise
 from priors.base import ScorePrior
-from recon.solvers.base import (
-    WARM_START_STEPS,
-    KeyedNoise,
-    Needs,
-    Problem,
-    Solution,
-    SolverError,
-    check_at_least,
-    check_finite,
-    check_needs,
-)
-from recon.solvers.cg import cg, cg_steps
-from recon.solvers.dds import DDS
+from recon.solvers.base import Needs, Problem, SolverError, check_at_least
+from recon.solvers.dds import DDS, DataStep, DataTerm
 
 DIFFERENCE = 0.03
 """Mean difference between neighbouring slices that the default weight assumes, in levels of the prior.
@@ -42,10 +29,6 @@ The released projector's normal operator has a norm of 390: 8 views of 256 x 256
 adjoint that is scaled by ``pi / (2 * 8)``.
 """
 
-Matrix = Callable[[Tensor], Tensor]
-
-Solve = Callable[[Matrix, Tensor, Tensor | None, int], Tensor]
-
 
 @dataclass(frozen=True)
 class DDS3D(DDS):
@@ -59,21 +42,22 @@ class DDS3D(DDS):
 
     Parameters
     ----------
-    nfe, gamma, eta, sigma_max, sigma_min, start, schedule, step
+    nfe, gamma, eta, sigma_max, sigma_min, start, schedule, rho, step
         As for :class:`DDS`. An ``nfe`` of 30 is 30 evaluations of every slice.
     cg_iterations, cg_tolerance
-        As for :class:`DDS`; the condition number is ``1 + gamma |A|^2 (1 + 4 rho)``.
+        As for :class:`DDS`; the condition number is ``1 + gamma |A|^2 (1 + 4 coupling)``.
     noise_free
-        Conjugate gradients on ``(A^H A + rho |A|^2 Dz^H Dz) x = A^H y + rho |A|^2 Dz^H (z - w)`` from the
-        denoised volume instead, as in the paper, for data without noise; z and w are ADMM's variables.
+        Conjugate gradients on ``(A^H A + c |A|^2 Dz^H Dz) x = A^H y + c |A|^2 Dz^H (z - w)`` from the
+        denoised volume instead, as in the paper, for data without noise; c is the coupling, z and w are
+        ADMM's variables.
     lam
         Weight of the total variation beside the data term of an operator of unit norm. ``None``:
         ``s^2 / (|A|^2 b)`` with the measurement's noise level s, which is the prior ``exp(-|Dz x| / b)`` of
         differences with a mean of ``b``, :data:`DIFFERENCE` times the level of the prior's images. Zero: the
         slices are reconstructed one by one, as DDS does.
-    rho
-        Weight of ADMM's coupling, likewise. It has no part in what is minimised, only in the way there.
-        ``None``: ``lam / b``, so that differences below b become zero.
+    coupling
+        Weight of ADMM's coupling (the paper's rho), likewise. It has no part in what is minimised, only in
+        the way there. ``None``: ``lam / b``, so that differences below b become zero.
     slice_batch
         Slices that the prior is given at once: a matter of memory.
 
@@ -92,18 +76,18 @@ class DDS3D(DDS):
     needs: ClassVar[Needs] = Needs(volume=True)
 
     lam: float | None = None
-    rho: float | None = None
+    coupling: float | None = None
     slice_batch: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_penalty(self, self.lam, self.rho)
+        check_penalty(self, self.lam, self.coupling)
         check_at_least(self, slice_batch=1)
 
     @classmethod
     def paper(cls, nfe: int = 49, **changes: object) -> DDS3D:
         """Published setting for 8 views: that of DDS, without noise; see :data:`PAPER_LAM`."""
-        published = {"noise_free": True, "lam": PAPER_LAM, "rho": PAPER_RHO}
+        published = {"noise_free": True, "lam": PAPER_LAM, "coupling": PAPER_RHO}
         made = super().paper(nfe, **{**published, **changes})
         assert isinstance(made, cls)
         return made
@@ -131,73 +115,26 @@ class DDS3D(DDS):
                     f"{type(self).__name__} needs a positive noise level, got {problem.noise_std}; or set lam"
                 )
             lam = problem.noise_std**2 / (problem.norm**2 * difference)
-        return lam, lam / difference if self.rho is None else self.rho
+        return lam, lam / difference if self.coupling is None else self.coupling
 
-    def sample(
-        self,
-        problem: Problem,
-        prior: ScorePrior,
-        noise: KeyedNoise,
-        on_step: Callable[[int, int], None] | None = None,
-    ) -> Solution:
-        """Draw one posterior sample for every item of ``noise``.
-
-        Returns
-        -------
-        Solution
-            Samples ``(B, D, H, W)`` in the prior's units.
-
-        Raises
-        ------
-        SolverError
-            If the operator's domain is not a volume or its adjoint not matched, a noise level is needed and
-            not positive, or a value stops being finite.
-        """
-        check_needs(self, problem, prior)
-        name = type(self).__name__
-        if self.gamma is None and not self.noise_free and not problem.noise_std > 0:
-            raise SolverError(
-                f"{name} needs a positive noise level, got {problem.noise_std}; or set gamma or noise_free"
-            )
-        lam, rho = self.penalty(problem, prior)
-        variation = ThroughPlaneTV(lam / rho, problem.adjoint_y) if lam > 0 else None
-        rho *= problem.norm**2
-        solve = cg_of_slices if lam == 0 and slices_apart(problem) else cg_of_volumes
-        sigmas = self.levels(prior, problem.noise_std)
-        x = sigmas[0] * noise(0)
-        if self.start == "warm":
-            x = x + unfolded_volume(problem)
-        for index in range(self.nfe):
-            sigma, lower = sigmas[index], sigmas[index + 1]
-            denoised, error_variance = self._denoise(prior, x, sigma, index)
-            eps = (x - denoised) / sigma
-            if self.step == "renoise" and self.eta > 0:
-                error = self.eta * math.sqrt(error_variance)
-                denoised = denoised + error * noise(self.nfe + index + 1)
-            # The x-update of ADMM, by conjugate gradients.
-            normal, right = coupled(problem, variation, rho)
-            if self.noise_free:
-                x = solve(normal, right.expand_as(denoised), denoised, self.cg_iterations)
-            else:
-                gamma = self.weight(sigma, problem.noise_std)
-                condition = 1 + gamma * (problem.norm**2 + (0 if variation is None else 4 * rho))
-                steps = cg_steps(condition, self.cg_tolerance, self.cg_iterations)
-                x = _towards(denoised, normal, right, gamma, steps, solve)
-            if variation is not None:
-                variation.update(x)
-            direction, fresh = self.next_level(sigma, lower)
-            if direction > 0:
-                x = x + direction * eps
-            if fresh > 0:
-                x = x + fresh * noise(index + 1)
-            check_finite(x, index, name)
-            if on_step is not None:
-                on_step(index + 1, self.nfe)
-        return Solution(x, self.nfe)
-
-    def _denoise(self, prior: ScorePrior, x: Tensor, sigma: float, index: int) -> tuple[Tensor, float]:
+    def denoise(self, prior: ScorePrior, x: Tensor, sigma: float, index: int) -> tuple[Tensor, float]:
         """Denoised volume, and the mean square error that is left in it."""
         return denoise_slices(prior, x, sigma, self.slice_batch), prior.error_variance(sigma)
+
+    def data_consistency(self, problem: Problem, prior: ScorePrior) -> DataStep:
+        """One iteration of ADMM a noise level."""
+        lam, rho = self.penalty(problem, prior)
+        if lam == 0:
+            return super().data_consistency(problem, prior)
+        variation = ThroughPlaneTV(lam / rho, problem.adjoint_y)
+        rho *= problem.norm**2
+
+        def step(denoised: Tensor, sigma: float) -> Tensor:
+            x = self.towards(denoised, sigma, problem.noise_std, coupled(problem, variation, rho))
+            variation.update(x)
+            return x
+
+        return step
 
 
 class ThroughPlaneTV:
@@ -241,59 +178,17 @@ def through_plane_adjoint(g: Tensor) -> Tensor:
     return x
 
 
-def coupled(problem: Problem, variation: ThroughPlaneTV | None, rho: float) -> tuple[Matrix, Tensor]:
+def coupled(problem: Problem, variation: ThroughPlaneTV | None, rho: float) -> DataTerm:
     """``A^H A + rho Dz^H Dz`` and ``A^H y + rho Dz^H (z - w)``, of ADMM's update of x."""
-    data = problem.operator.normal
+    data = DataTerm.of(problem)
     if variation is None:
-        return data, problem.adjoint_y
-    return (
-        lambda v: torch.add(data(v), through_plane_adjoint(through_plane(v)), alpha=rho),
-        problem.adjoint_y + rho * variation.pull(),
+        return data
+    return DataTerm(
+        lambda v: torch.add(data.matrix(v), through_plane_adjoint(through_plane(v)), alpha=rho),
+        data.right + rho * variation.pull(),
+        data.largest + 4 * rho,
+        3,
     )
-
-
-def _towards(
-    denoised: Tensor, normal: Matrix, right: Tensor, gamma: float, steps: int, solve: Solve
-) -> Tensor:
-    """Conjugate gradients on ``(I + gamma H) x = denoised + gamma b`` from the denoised volume."""
-    if gamma == 0:
-        return denoised
-    # Solved for the correction to the denoised volume: the same iterates, from a start at zero.
-    misfit = gamma * (right - normal(denoised))
-    return denoised + solve(lambda v: torch.add(v, normal(v), alpha=gamma), misfit, None, steps)
-
-
-def cg_of_slices(matrix: Matrix, b: Tensor, x0: Tensor | None, steps: int) -> Tensor:
-    """Conjugate gradients with step sizes of its own for every slice, for a matrix that keeps them apart."""
-    return cg(matrix, b, x0, max_iter=steps).x
-
-
-def cg_of_volumes(matrix: Matrix, b: Tensor, x0: Tensor | None, steps: int) -> Tensor:
-    """Conjugate gradients with step sizes of its own for every volume of the batch."""
-    size = b.shape[-3:-1]
-
-    def flat(v: Tensor) -> Tensor:
-        return matrix(v.unflatten(-2, size)).flatten(-3, -2)
-
-    start = None if x0 is None else x0.flatten(-3, -2)
-    return cg(flat, b.flatten(-3, -2), start, max_iter=steps).x.unflatten(-2, size)
-
-
-def slices_apart(problem: Problem) -> bool:
-    """Whether the data of a slice know of no other slice: ``A^H A`` commutes with a factor a slice."""
-    normal, like = problem.operator.normal, problem.adjoint_y
-    x = seeded_noise(tuple(like.shape), like.dtype, seed=0).to(like.device)
-    factors = torch.linspace(1, 2, len(like), dtype=x.real.dtype, device=x.device)[:, None, None]
-    scaled = factors * normal(x)
-    difference = torch.linalg.vector_norm(normal(factors * x) - scaled)
-    return bool(difference <= 1e-4 * torch.linalg.vector_norm(scaled))
-
-
-def unfolded_volume(problem: Problem) -> Tensor:
-    """:attr:`Problem.unfolded`, for operators that mix slices too."""
-    if slices_apart(problem):
-        return problem.unfolded
-    return cg_of_volumes(problem.operator.normal, problem.adjoint_y, None, WARM_START_STEPS)
 
 
 def denoise_slices(prior: ScorePrior, x: Tensor, sigma: float, at_once: int) -> Tensor:
@@ -302,7 +197,7 @@ def denoise_slices(prior: ScorePrior, x: Tensor, sigma: float, at_once: int) -> 
     return torch.cat([prior.denoise(part, sigma) for part in parts]).reshape(x.shape)
 
 
-def check_penalty(solver: object, lam: float | None, rho: float | None) -> None:
+def check_penalty(solver: object, lam: float | None, coupling: float | None) -> None:
     """Refuse a negative weight of the total variation, and a coupling that is not positive.
 
     Raises
@@ -313,5 +208,5 @@ def check_penalty(solver: object, lam: float | None, rho: float | None) -> None:
     name = type(solver).__name__
     if lam is not None and not 0 <= lam < math.inf:
         raise SolverError(f"{name}: lam must not be negative, got {lam}")
-    if rho is not None and not 0 < rho < math.inf:
-        raise SolverError(f"{name}: rho must be positive, got {rho}")
+    if coupling is not None and not 0 < coupling < math.inf:
+        raise SolverError(f"{name}: coupling must be positive, got {coupling}")

@@ -152,4 +152,7 @@ class DiffPIR:
         normal, gamma = problem.operator.normal, 1 / rho
         misfit = gamma * (problem.adjoint_y - normal(denoised))
         steps = cg_steps(1 + gamma * problem.norm**2, self.cg_tolerance, self.cg_iterations)
-        return denoised + cg(lambda v: torch.add(v, normal(v), alpha=gamma), misfit, max_iter=steps).x
+        correction = cg(
+            lambda v: torch.add(v, normal(v), alpha=gamma), misfit, max_iter=steps, axes=problem.mixed_axes
+        )
+        return denoised + correction.x

@@ -23,7 +23,7 @@ class FilteredBackprojection:
         ``"hann"``, from sharp and noisy to smooth.
     """
 
-    needs: ClassVar[Needs] = Needs(prior=False, matched_adjoint=False)
+    needs: ClassVar[Needs] = Needs(prior=False, matched_adjoint=False, direct=True)
 
     filter: str = "ram-lak"
 

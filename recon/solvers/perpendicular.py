@@ -29,10 +29,14 @@ class PerpendicularPriors(ScorePrior):
 
     def __init__(self, in_plane: ScorePrior, across: ScorePrior) -> None:
         one, other = in_plane.contract, across.contract
-        if (one.channels, one.unit) != (other.channels, other.unit):
+        if (one.complex_images, one.unit) != (other.complex_images, other.unit):
             raise SolverError(
                 f"the two priors know different images: {one.channels} in the unit {one.unit!r} in plane, "
                 f"{other.channels} in the unit {other.unit!r} across"
+            )
+        if max(one.slices, other.slices) > 1:
+            raise SolverError(
+                f"the two priors must know single slices, not stacks of {one.slices} and {other.slices}"
             )
         low, high = max(one.sigma_min, other.sigma_min), min(one.sigma_max, other.sigma_max)
         if not low < high:
@@ -64,11 +68,11 @@ class Perpendicular(DDS3D):
 
     Parameters
     ----------
-    nfe, gamma, eta, sigma_max, sigma_min, start, schedule, step
+    nfe, gamma, eta, sigma_max, sigma_min, start, schedule, rho, step
         As for :class:`~recon.solvers.dds.DDS`.
     cg_iterations, cg_tolerance, noise_free
         As for :class:`~recon.solvers.dds_3d.DDS3D`.
-    lam, rho
+    lam, coupling
         Total variation across the slices in plane, as for :class:`~recon.solvers.dds_3d.DDS3D`.
     slice_batch
         Slices that a prior is given at once: a matter of memory.
@@ -99,10 +103,10 @@ class Perpendicular(DDS3D):
         check_choices(self, plane=("coronal", "sagittal"))
         check_at_least(self, period=2)
 
-    def _denoise(self, prior: ScorePrior, x: Tensor, sigma: float, index: int) -> tuple[Tensor, float]:
+    def denoise(self, prior: ScorePrior, x: Tensor, sigma: float, index: int) -> tuple[Tensor, float]:
         """Denoised volume, and the mean square error that is left in it."""
         if (index + 1) % self.period:
-            return super()._denoise(prior, x, sigma, index)
+            return super().denoise(prior, x, sigma, index)
         across = prior.across if isinstance(prior, PerpendicularPriors) else prior
         # Rows of a coronal slice, or columns of a sagittal one, share an index of H, or of W: it goes first.
         axis = -2 if self.plane == "coronal" else -1

@@ -167,6 +167,8 @@ class PiGDM:
         gamma = self.variance(prior, sigma) / s2
         misfit = (problem.adjoint_y - normal(denoised.detach())) / s2
         steps = cg_steps(1 + gamma * problem.norm**2, self.cg_tolerance, self.cg_iterations)
-        v = cg(lambda u: torch.add(u, normal(u), alpha=gamma), misfit, max_iter=steps).x
+        v = cg(
+            lambda u: torch.add(u, normal(u), alpha=gamma), misfit, max_iter=steps, axes=problem.mixed_axes
+        ).x
         (g,) = torch.autograd.grad(denoised, x, v)
         return denoised.detach(), g

@@ -154,7 +154,10 @@ class PnPDM:
         data = problem.adjoint_y + s * problem.operator.adjoint(data_noise(problem.operator, draw))
         misfit = gamma * (data - normal(guess))
         steps = cg_steps(1 + gamma * problem.norm**2, self.cg_tolerance, self.cg_iterations)
-        return guess + cg(lambda v: torch.add(v, normal(v), alpha=gamma), misfit, max_iter=steps).x
+        correction = cg(
+            lambda v: torch.add(v, normal(v), alpha=gamma), misfit, max_iter=steps, axes=problem.mixed_axes
+        )
+        return guess + correction.x
 
     def prior_step(self, prior: ScorePrior, z: Tensor, rho: float, draw: Callable[[], Tensor]) -> Tensor:
         """Sample of ``p(x | z)``, ``z = x + rho e``: reverse diffusion from level rho, begun at z."""

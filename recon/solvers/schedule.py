@@ -35,15 +35,17 @@ def noise_levels(
     sigma_min: float | None,
     contract: Contract,
     noise_std: float,
+    rho: float = 7.0,
 ) -> list[float]:
     """Levels of a schedule by its name, ``"karras"`` or ``"vp-linear"``, for a measurement and a prior.
 
-    The levels of ``"vp-linear"`` are fixed by ``nfe`` alone. Those of ``"karras"`` end, where ``sigma_min``
-    is ``None``, at the measurement's noise level, below which the data say no more, within the prior's range.
+    The levels of ``"vp-linear"`` are fixed by ``nfe`` alone. ``rho`` bends those of ``"karras"``, which end,
+    where ``sigma_min`` is ``None``, at the measurement's noise level, below which the data say no more,
+    within the prior's range.
     """
     if schedule == "vp-linear":
         return vp_linear_sigmas(nfe)
     if sigma_min is None:
         known = min(noise_std, sigma_max) if noise_std > 0 else 0.0
         sigma_min = max(contract.sigma_min, known)
-    return karras_levels(nfe, sigma_max, sigma_min)
+    return karras_levels(nfe, sigma_max, sigma_min, rho)

@@ -147,6 +147,7 @@ class ScoreMRI:
         """
         check_needs(self, problem, prior)
         draws = itertools.count()
+        axes = tuple(range(-prior.contract.image_ndim, 0))
 
         def z() -> Tensor:
             return noise(next(draws))
@@ -169,7 +170,7 @@ class ScoreMRI:
             # Corrector: Langevin steps at the level that was reached.
             for _ in range(self.corrector_steps if lower > 0 else 0):
                 score, fresh = prior.score(x, lower), z()
-                eps = 2 * (self.snr * _norm(fresh) / _norm(score)) ** 2
+                eps = 2 * (self.snr * _norm(fresh, axes) / _norm(score, axes)) ** 2
                 x = x + eps * score + (2 * eps).sqrt() * fresh
                 x = self._consistent(problem, x, lower, z)
             check_finite(x, index, "ScoreMRI")
@@ -186,6 +187,6 @@ class ScoreMRI:
         return x + problem.adjoint_y - normal(x - lacking * z())
 
 
-def _norm(x: Tensor) -> Tensor:
-    """Norm of each image, ``(..., 1, 1)``."""
-    return torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+def _norm(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Norm of each image over these axes, which are kept with length 1."""
+    return torch.linalg.vector_norm(x, dim=axes, keepdim=True)

@@ -109,7 +109,7 @@ class Tikhonov:
                 on_step(done, self.iterations)
             return problem.operator.normal(v) + weight * v
 
-        x = cg(regularised, problem.adjoint_y, max_iter=self.iterations).x
+        x = cg(regularised, problem.adjoint_y, max_iter=self.iterations, axes=problem.mixed_axes).x
         check_finite(x, done, "Tikhonov")
         if on_step is not None and done < self.iterations:
             on_step(self.iterations, self.iterations)

@@ -277,6 +277,7 @@ class _Iterative(_GaussianData):
     def __init__(self, problem: Problem, settings: TwistedSMC) -> None:
         self.y, self.operator, self.norm = problem.y, problem.operator, problem.norm
         self.noise_variance = problem.noise_std**2
+        self.mixed_axes = problem.mixed_axes
         self.noise_shapes = (self.operator.domain_shape, self.operator.range_shape)
         self.iterations, self.tolerance = settings.cg_iterations, settings.cg_tolerance
 
@@ -290,7 +291,10 @@ class _Iterative(_GaussianData):
             # The error falls at least by 2 ((root - 1) / (root + 1))^m in m steps (Saad 2003, Eq. 6.128).
             steps = math.ceil(math.log(2 / self.tolerance) / math.log((root + 1) / (root - 1)))
         normal, steps = self.operator.normal, max(1, min(steps, self.iterations))
-        return mean + cg(lambda v: torch.add(v, normal(v), alpha=weight), right, max_iter=steps).x
+        correction = cg(
+            lambda v: torch.add(v, normal(v), alpha=weight), right, max_iter=steps, axes=self.mixed_axes
+        )
+        return mean + correction.x
 
     def log_likelihood(self, mean: Tensor, variance: float) -> Tensor:
         # The least value of that sum is the quadratic form; as a minimum it forgives an inexact minimiser.

@@ -106,6 +106,18 @@ def test_an_arc_without_views():
         limited_angle(geometry, 90.0)
 
 
+def test_field_of_view_is_tangent_to_the_outermost_rays():
+    parallel = ParallelBeam((0.1,), 10, 2.0, 0.5)
+    assert parallel.field_of_view == pytest.approx(2 * 10.5)
+    for detector in ("flat", "curved"):
+        geometry = FanBeam((0.3,), 11, 2.0, 40.0, 100.0, -1.5, detector)
+        np.testing.assert_allclose(geometry.detector_edges, [-12.5, 9.5])
+        points, directions = geometry.rays(0, geometry.detector_edges)
+        directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        away = np.abs(points[:, 0] * directions[:, 1] - points[:, 1] * directions[:, 0])
+        assert geometry.field_of_view == pytest.approx(2 * away.max())
+
+
 def test_hash_tells_geometries_apart_in_every_process():
     geometry = fan((0.1,))
     others = [fan((0.2,)), fan((0.1,), detector_offset=0.1), fan((0.1,), detector="curved")]

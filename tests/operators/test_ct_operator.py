@@ -317,7 +317,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         ((GEOMETRIES["flat"], (4, 0), 1.0), {}, r"image shape of CTOperator is \(H, W\), both positive"),
         ((GEOMETRIES["flat"], SHAPE, 0.0), {}, "pixel_size of CTOperator is a positive number of mm"),
         ((GEOMETRIES["flat"], SHAPE, math.nan), {}, "pixel_size of CTOperator is a positive number of mm"),
-        ((GEOMETRIES["flat"], SHAPE, 1.0), {"engine": "gpu"}, "auto, matrix, astra, not 'gpu'"),
+        ((GEOMETRIES["flat"], SHAPE, 1.0), {"engine": "gpu"}, "auto, matrix, astra, on-the-fly, not 'gpu'"),
         ((GEOMETRIES["flat"], SHAPE, 1.0), {"projector": "strip"}, "auto, joseph, line, not 'strip'"),
         ((GEOMETRIES["flat"], SHAPE, 1.0), {"rays_per_detector": 0}, r"rays_per_detector .* got 0"),
         ((GEOMETRIES["flat"], SHAPE, 3.0), {}, "110 mm from the axis, would be within the image"),

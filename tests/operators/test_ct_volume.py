@@ -10,6 +10,7 @@ from operators import (
     ParallelBeam,
     SliceStack,
     ThroughPlaneAverage,
+    Weighting,
     equispaced_angles,
 )
 from tests.operators.helper import random_complex
@@ -84,3 +85,19 @@ def test_projection_and_averaging_commute():
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(OperatorError, match=message):
         make()
+
+
+def test_the_operator_of_a_slice():
+    stack, volume = 0.5 * SliceStack(A, 4), random_volume(4, 8, 9)
+    weights = 0.5 + torch.rand(stack.range_shape, generator=torch.Generator().manual_seed(1))
+    weighted = Weighting(weights) @ stack
+    for k in range(4):
+        torch.testing.assert_close(weighted.of_slice(k)(volume[k]), weighted(volume)[k])
+    for index in (-1, 4):
+        with pytest.raises(OperatorError, match=f"SliceStack has 4 slices, there is no slice {index}."):
+            stack.of_slice(index)
+        with pytest.raises(OperatorError, match=f"Weighting has 4 slices, there is no slice {index}."):
+            Weighting(weights).of_slice(index)
+    thick = SliceStack(A, 2) @ ThroughPlaneAverage((4, 8, 9), 2)
+    with pytest.raises(OperatorError, match="ThroughPlaneAverage has no operator of a single slice"):
+        thick.of_slice(0)

@@ -8,7 +8,7 @@ import torch
 
 from operators.ct_geometry import FanBeam, ParallelBeam
 from operators.errors import OperatorError
-from operators.truncation import pad_truncated
+from operators.truncation import is_truncated, pad_truncated
 from tests.operators.discs import disc_sinogram, turn
 
 PARALLEL = ParallelBeam(turn(8), 60, 0.2, 0.3)  # from -5.6 to 6.2 mm
@@ -113,3 +113,21 @@ def test_what_is_refused(options, message):
 def test_a_sinogram_that_does_not_fit():
     with pytest.raises(OperatorError, match=r"\(\.\.\., 8, 60\), got torch\.float32 \(8, 61\)"):
         pad_truncated(torch.ones(8, 61), PARALLEL, 3)
+
+
+@GEOMETRIES
+def test_whole_objects_are_not_truncated(geometry):
+    noise = 0.002 * torch.randn(8, 60, generator=torch.Generator().manual_seed(0))
+    for radius, truncated in ((4.0, False), (10.0, True)):
+        sinogram = disc_sinogram(geometry, ((0.5, 0.2, radius, 0.02),)).float()
+        assert is_truncated(sinogram) == is_truncated(sinogram + noise) == truncated
+    # From one side of the detector only, and in some of the views.
+    assert is_truncated(disc_sinogram(geometry, ((4.0, 0.0, 2.5, 0.02),)))
+    assert not is_truncated(torch.zeros(8, 60))
+    assert not is_truncated(noise[:, :4].abs() * torch.tensor([0.0, 1.0, 1.0, 0.0]))
+
+
+@pytest.mark.parametrize("shape", [(60,), (2, 8, 60), (0, 60)])
+def test_truncation_is_told_from_one_sinogram(shape):
+    with pytest.raises(OperatorError, match=r"floating-point sinogram \(views, detectors\)"):
+        is_truncated(torch.ones(shape))

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from operators.masks import make_mask
 from priors import Contract, DenoisingUNet, NetworkPrior, NetworkSettings, save_prior
-from priors.files import load_prior, prior_hash
+from priors.files import prior_hash
+from priors.loading import load_prior
 from recon import DDS, ReconError
 from recon.calibration import Calibration, Evidence, fully_sampled_image
 from recon.calibration_files import evidence_of_file, middle_slices

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from priors.files import load_prior, prior_hash
+from priors.files import prior_hash
+from priors.loading import load_prior
 from recon import DDS, ReconError
 from recon.calibration import Calibration, learn
 from recon.calibration_files import evidence_of_file

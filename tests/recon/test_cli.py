@@ -378,8 +378,8 @@ BAD_PRIORS: dict[str, tuple[str, dict[str, dict[str, Any]], str]] = {
     ),
     "unknown channels": (
         "complex",
-        {"contract": {"channels": "rgb"}},
-        "channels are 'complex' or 'real', not 'rgb'",
+        {"contract": {"channels": "cmyk"}},
+        "channels are 'complex', 'real' or 'rgb', not 'cmyk'",
     ),
     "no channels": ("complex", {"network": {"channels": 0}}, "impossible network settings"),
 }
@@ -403,7 +403,7 @@ def test_a_prior_that_is_none(recon, tmp_path):
     expected = {
         "absent.safetensors": r"no prior '.*absent.safetensors': neither a file nor one of the bundled",
         "text.safetensors": "text.safetensors is not a safetensors file",
-        "foreign.safetensors": "foreign.safetensors is a safetensors file but not a prior of this project",
+        "foreign.safetensors": "foreign.safetensors is not a prior of this project",
     }
     for name, pattern in expected.items():
         status, stdout, stderr = recon("mri", source, "--prior", tmp_path / name, "--out", tmp_path / "out")
@@ -571,7 +571,7 @@ def test_train_resume_measure_and_use_a_prior(recon, volumes, tmp_path):
         assert status == 0
         assert stdout == f"written to {run / 'prior.safetensors'}\n"
         assert stderr.startswith("6 slices to train on, 6 to validate on")
-    assert contents(run) == ["curve.jsonl", "prior.safetensors", "state.pt"]
+    assert contents(run) == ["curve.jsonl", "curve.png", "pictures", "prior.safetensors", "state.pt"]
     curve = [json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()]
     assert [line["step"] for line in curve] == [3, 5]  # the second training went on with the first
     with safe_open(run / "prior.safetensors", framework="pt") as file:

@@ -11,11 +11,21 @@ import torch
 from operators.ct import CTOperator
 from operators.ct_geometry import FanBeam, ParallelBeam, equispaced_angles
 from operators.ct_noise import simulate_transmission
+from operators.filtered_backprojection import fbp
 from priors import GaussianPrior
 from recon import DDS, ReconError
-from recon.ct import CTSettings, ct_problem, field_of_view, image_grid, reconstruct_sinogram
+from recon.ct import (
+    CTSettings,
+    beyond_range,
+    ct_problem,
+    image_grid,
+    last_noise_level,
+    reconstruct_sinogram,
+    unresolved,
+)
 from recon.io.ct_scan import CTScan
 from recon.solvers import make_solver
+from recon.solvers.base import Problem
 
 MU = 0.02
 SHAPE, PIXEL = (32, 32), 4.0
@@ -158,8 +168,8 @@ def test_the_grid_covers_what_is_seen():
         kind: CTScan(torch.zeros(1, 40, n), "line_integrals", Path("x"), geometry(kind))
         for kind, n in (("parallel", 48), ("fan", 64))
     }
-    assert field_of_view(geometry()) == pytest.approx(48 * 3.0)
-    assert field_of_view(geometry("fan")) == pytest.approx(2 * 300 * math.sin(math.atan(128 / 500)))
+    assert geometry().field_of_view == pytest.approx(48 * 3.0)
+    assert geometry("fan").field_of_view == pytest.approx(2 * 300 * math.sin(math.atan(128 / 500)))
     told = replace(scans["fan"], image_shape=(20, 20), pixel_size=8.0)
     for found, expected in (
         (image_grid(scans["parallel"]), (48, 3.0)),
@@ -181,11 +191,86 @@ def test_the_grid_covers_what_is_seen():
         ({"views": 0}, "views must be at least 1, got 0"),
         ({"arc": 7.0}, "an arc lies between 0 and 360 degrees, got 401.07"),
         ({"mu_water": 0.0}, "attenuation of water is a positive number of 1/mm, got 0.0"),
+        ({"resolve": 0.0}, "what is to be resolved is a positive number of HU, got 0.0"),
     ],
 )
 def test_impossible_settings(settings, message):
     with pytest.raises(ReconError, match=message):
         CTSettings(**settings)
+
+
+def test_filtered_backprojection_needs_no_matrix():
+    """As from the matrix, with one projection of the result for its residual and none else."""
+    operator, y = scan()
+    applied = []
+
+    class Counting(CTOperator):
+        def _forward(self, x):
+            applied.append(tuple(x.shape))
+            return super()._forward(x)
+
+        def _adjoint(self, y):
+            raise AssertionError("the adjoint is not needed")
+
+    lazy = Counting(operator.geometry, SHAPE, PIXEL, engine="on-the-fly")
+    settings = CTSettings(photons=PHOTONS)
+    result = reconstruct_sinogram(y, lazy, None, make_solver("fbp"), settings)
+    assert applied == [SHAPE]
+    torch.testing.assert_close(result.mean, fbp(operator, y), rtol=1e-5, atol=1e-7)
+    # In the units of the line integrals.
+    misfit = float((y - operator(result.mean)).square().mean().sqrt())
+    assert result.residual == pytest.approx(misfit, rel=1e-4)
+    assert not any("raised" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize(
+    ("solver", "settings", "level"),
+    [
+        ("dds", {"sigma_min": "0.02"}, 0.02),
+        ("diffpir", {"sigma_min": "0.004"}, 0.004),
+        ("dds", {}, 0.05),  # the data's
+        ("ula", {"sigma_min": "0.03"}, 0.03),
+        ("ula", {"sigma_min": "0.0001"}, 0.002),  # the prior's
+        ("ula", {}, 0.025),
+        ("twisted-smc", {"sigma_min": "0.01"}, 0.01),
+        ("pnp-dm", {}, 0.002),
+    ],
+)
+def test_where_noise_levels_end(solver, settings, level):
+    made = make_solver(solver, None, settings)
+    operator, y = scan(views=12)
+    assert last_noise_level(made, prior(), Problem(y, operator, 0.05)) == pytest.approx(level)
+
+
+def test_a_schedule_that_cannot_resolve_what_is_asked_for():
+    """Prior of 12 bits: 1 HU is 0.001 in units of water."""
+    assert unresolved(0.01, 10.0) == ()
+    (warning,) = unresolved(0.0101, 10.0)
+    assert warning.startswith("the noise levels end at 10.1 HU, so differences of 10 HU are not resolved")
+    operator, y = scan(views=12)
+    for sigma_min, resolve, warned in ((0.02, 10.0, True), (0.02, 21.0, False), (0.002, 1.0, True)):
+        settings = CTSettings(photons=PHOTONS, num_samples=1, resolve=resolve)
+        result = reconstruct_sinogram(y, operator, prior(), DDS(nfe=2, sigma_min=sigma_min), settings)
+        found = [warning for warning in result.warnings if "noise levels end" in warning]
+        assert len(found) == warned
+        assert not warned or f"end at {1000 * sigma_min:g} HU" in found[0]
+
+
+def test_values_beyond_what_the_prior_has_learned_from():
+    inside = torch.tensor([[-0.1, 1.0], [2.0, 4.1]])
+    assert beyond_range(inside, "chest") == ()
+    for value in (-0.2, 5.0):
+        (warning,) = beyond_range(torch.tensor([[0.0, value]]), "chest")
+        assert f"{1000 * (value - 1):.0f}" in warning
+        assert "beyond -1024 to 3071 HU, which prior 'chest' has learned from" in warning
+    operator, y = scan(views=12)
+    for level, warned in ((0.5, False), (6.0, True)):
+        # So sure of its level that data of much noise change nothing.
+        model = GaussianPrior(torch.full(SHAPE, level), spectrum=1e-5 * spectrum())
+        model.contract = replace(model.contract, channels="real", unit="water")
+        settings = CTSettings(noise_std=10.0, num_samples=1)
+        result = reconstruct_sinogram(y, operator, model, DDS(nfe=3, start="noise"), settings)
+        assert any("has learned from" in warning for warning in result.warnings) == warned
 
 
 def test_a_prior_of_one_material_is_refused():

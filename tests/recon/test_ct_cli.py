@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
+from typing import Any
 
 import h5py
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -16,7 +19,10 @@ from operators.ct import CTOperator
 from operators.ct_geometry import FanBeam, ParallelBeam, equispaced_angles
 from priors import Contract, DenoisingUNet, NetworkPrior, NetworkSettings, save_prior
 from recon.cli import main
+from recon.htc2022 import FIRST
 from recon.io.ct_files import ct_format
+from recon.io.ct_volume import CTVolume
+from recon.io.dicom_series import read_dicom_series, write_dicom_series
 from recon.io.segmentation import read_segmentation
 
 MU = 0.02
@@ -147,7 +153,10 @@ def test_the_challenge(recon, challenge, tmp_path):
         (("--challenge", "htc2023"), "unknown challenge 'htc2023': htc2022 is known"),
         (("--challenge", "htc2022", "--size", 64), "--size has no meaning for --challenge htc2022"),
         (("--challenge", "htc2022", "--figures"), "--figures has no meaning"),
-        (("--challenge", "htc2022", "--solver", "tv"), "samples the posterior, and tv has no prior"),
+        (("--challenge", "htc2022", "--rings"), "--rings has no meaning"),
+        (("--challenge", "htc2022", "--also", "nifti"), "--also has no meaning"),
+        (("--challenge", "htc2022", "--solver", "tv"), "searches with dds, not tv"),
+        (("--challenge", "htc2022", "--set", "eta=0"), "--set has no meaning for --challenge htc2022"),
     ],
 )
 def test_what_the_challenge_does_not_take(recon, challenge, tmp_path, arguments, message):
@@ -167,7 +176,8 @@ def test_a_prior_of_another_kind_is_refused_for_the_challenge(recon, challenge, 
 def test_demo(recon, tmp_path, monkeypatch):
     (tmp_path / "discs.safetensors").write_bytes(tiny_prior(tmp_path, "object").read_bytes())
     monkeypatch.setattr("priors.files._WEIGHTS", tmp_path)
-    monkeypatch.setattr("recon.htc2022.NFE", 2)
+    monkeypatch.setattr("recon.htc2022.FIRST", replace(FIRST, nfe=2))
+    monkeypatch.setattr("recon.htc2022.ROUNDS", 0)
     out = tmp_path / "demo"
     status, stdout, stderr = recon("demo", "--ct", "--out", out, "--num-samples", 1)
     assert status == 0, stderr
@@ -209,6 +219,175 @@ def test_element_size_given_and_hounsfield_units(recon, exchange, tmp_path):
     assert image[:, :3, :3].mean() == pytest.approx(-1000, abs=60)
 
 
+def images(tmp_path, count=3):
+    """A DICOM series of discs of water, 1 mm pixels, in HU."""
+    hu = 1000 * (disc(48, 1.0).expand(count, 48, 48) / MU - 1)
+    volume = CTVolume(hu.contiguous(), (1.0, 1.0), 2.5, (5.0, 6.0, 7.0))
+    write_dicom_series(tmp_path / "series", volume)
+    return tmp_path / "series"
+
+
+def test_a_simulated_scan_with_its_truth_in_every_format(recon, tmp_path):
+    out = tmp_path / "out"
+    status, _, stderr = recon(
+        *("ct", images(tmp_path), "--simulate", "--views", 90, "--photons", 1e5, "--units", "HU"),
+        *("--solver", "fbp", "--set", "filter=hann", "--slice", 1, "--slice", 2),
+        *("--also", "nifti", "--also", "dicom", "--out", out),
+    )
+    assert status == 0, stderr
+    assert "2 slices from 90 of 90 views, 24 × 24 pixels of 2 mm" in stderr
+    assert sorted(path.name for path in out.iterdir()) == [
+        "series.h5", "series.nii.gz", "series_dicom", "series_std.nii.gz",
+    ]  # fmt: skip
+    with h5py.File(out / "series.h5") as file:
+        mean, truth = file["reconstruction"][()], file["reference"][()]
+        facts = json.loads(file.attrs["provenance"])
+    expected = 1000 * (disc(48, 1.0).reshape(24, 2, 24, 2).mean((1, 3)) / MU - 1)
+    np.testing.assert_allclose(truth[0], expected, atol=1e-2)
+    assert abs(mean - truth).mean() < 40
+    assert facts["simulation"]["photons"] == facts["photons"] == 1e5
+    assert facts["simulation"]["views"] == 90
+    written: Any = nibabel.load(out / "series.nii.gz")
+    np.testing.assert_array_equal(np.asarray(written.dataobj), mean.transpose(2, 1, 0))
+    series = read_dicom_series(out / "series_dicom" / "mean")
+    np.testing.assert_allclose(series.hu, mean, atol=0.501)
+    # Half a pixel of the series from its first one, and the second of its slices.
+    np.testing.assert_allclose(series.origin, (5.5, 6.5, 9.5))
+    assert (series.pixel_spacing, series.slice_spacing) == ((2.0, 2.0), 2.5)
+
+
+def test_corrections_are_asked_for_and_recorded(recon, exchange, tmp_path):
+    (tmp_path / "water.json").write_text('{"coefficients": [2.0], "largest": 3.0}')
+    plain = ("ct", exchange, "--solver", "fbp", "--size", 24, "--slice", 0, "--out")
+    options = ("--rings", "--truncated", "--detector-offset", 0, "--beam-hardening", tmp_path / "water.json")
+    made = []
+    for number, given in enumerate(((), options)):
+        status, _, stderr = recon(*plain, tmp_path / str(number), *given)
+        assert status == 0, stderr
+        assert "do not fall to air" not in stderr
+        with h5py.File(tmp_path / str(number) / "scan.h5") as file:
+            made.append((file["reconstruction"][0], json.loads(file.attrs["provenance"])))
+    (before, told), (after, facts) = made
+    assert told["corrections"] == {"rings": False, "beam_hardening": None, "truncated": False}
+    assert facts["corrections"] == {
+        "rings": True,
+        "beam_hardening": {"coefficients": [2.0], "largest": 3.0},
+        "truncated": True,
+    }
+    assert facts["geometry"]["detector_offset"] == 0
+    assert told["geometry"]["detector_offset"] == pytest.approx(0, abs=0.2)
+    # Twice the line integrals.
+    assert after[10:14, 10:14].mean() == pytest.approx(2 * before[10:14, 10:14].mean(), rel=0.03)
+
+
+def test_a_truncated_scan_is_told(recon, exchange, tmp_path):
+    with h5py.File(exchange, "a") as file:
+        for name in ("data", "data_white", "data_dark"):
+            narrow = file[f"exchange/{name}"][..., 13:35]
+            del file[f"exchange/{name}"]
+            file[f"exchange/{name}"] = narrow
+    arguments = ("ct", exchange, "--solver", "cgls", "--detector-offset", 0, "--slice", 0, "--out")
+    status, _, stderr = recon(*arguments, tmp_path / "a")
+    assert status == 0, stderr
+    assert "projections do not fall to air at the ends of the detector" in stderr
+    status, _, stderr = recon(*arguments, tmp_path / "b", "--truncated")
+    assert status == 0, stderr
+    assert "do not fall to air" not in stderr
+    with h5py.File(tmp_path / "a" / "scan.h5") as one, h5py.File(tmp_path / "b" / "scan.h5") as other:
+        plain, room = one["reconstruction"][0], other["reconstruction"][0]
+    assert plain.shape == room.shape == (22, 22)
+    inside = slice(5, 17)
+    errors = [abs(image[inside, inside] - MU * 0.5).mean() for image in (plain, room)]
+    assert errors[1] < 0.8 * errors[0], errors
+
+
+def test_levels_of_noise_above_what_is_to_be_seen(recon, challenge, prior, tmp_path):
+    arguments = (
+        "ct",
+        challenge,
+        "--prior",
+        prior,
+        "--size",
+        16,
+        "--nfe",
+        2,
+        "--num-samples",
+        1,
+        "--views",
+        9,
+    )
+    for number, (resolve, warned) in enumerate(((20, True), (40, False))):
+        out = tmp_path / str(number)
+        status, _, stderr = recon(*arguments, "--set", "sigma_min=0.03", "--resolve", resolve, "--out", out)
+        assert status == 0, stderr
+        assert ("the noise levels end at 30 HU, so differences of 20 HU are not" in stderr) == warned
+        with h5py.File(out / "full.h5") as file:
+            warnings = json.loads(file.attrs["provenance"])["warnings"]
+        assert any("noise levels end" in warning for warning in warnings) == warned
+
+
+def without_angles(exchange, tmp_path):
+    with h5py.File(exchange, "a") as file:
+        del file["exchange/theta"]
+    return exchange
+
+
+def angles_in_radians(exchange, tmp_path):
+    with h5py.File(exchange, "a") as file:
+        file["exchange/theta"][...] = np.arange(60) * math.pi / 60
+    return exchange
+
+
+def other_detector(exchange, tmp_path):
+    with h5py.File(exchange, "a") as file:
+        del file["exchange/data_white"]
+        file["exchange/data_white"] = np.full((2, 2, 47), 10100, np.float32)
+    return exchange
+
+
+def negative_counts(exchange, tmp_path):
+    with h5py.File(exchange, "a") as file:
+        file["exchange/data"][3, 0, 5] = -1
+    return exchange
+
+
+def series_of_images(exchange, tmp_path):
+    return images(tmp_path)
+
+
+def series_without_a_slice(exchange, tmp_path):
+    (images(tmp_path, 6) / "0003.dcm").unlink()
+    return tmp_path / "series"
+
+
+def series_with_a_cut_file(exchange, tmp_path):
+    path = images(tmp_path) / "0002.dcm"
+    path.write_bytes(path.read_bytes()[:-200])
+    return tmp_path / "series"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "message"),
+    [
+        (without_angles, (), "there is no dataset 'exchange/theta', so no angles"),
+        (angles_in_radians, (), "these look like radians"),
+        (other_detector, (), r"'exchange/data_white' has slices of (2, 47), but 'exchange/data' of (2, 48)"),
+        (negative_counts, (), "the sinogram holds negative values, which are no counts"),
+        (series_of_images, (), "is a CT image, not a projection: --simulate makes a scan of such images"),
+        (series_without_a_slice, ("--simulate",), "1 slices are missing between it and 0002.dcm"),
+        (series_with_a_cut_file, ("--simulate",), "0002.dcm: its pixels cannot be read, it may be cut short"),
+    ],
+)
+def test_bad_input_is_one_sentence(recon, exchange, tmp_path, spoil, options, message):
+    out = tmp_path / "out"
+    status, _, stderr = recon("ct", spoil(exchange, tmp_path), "--solver", "fbp", "--out", out, *options)
+    assert status == 1
+    (sentence,) = [line for line in stderr.splitlines() if line.startswith("Error: ")]
+    assert message in sentence
+    assert str(tmp_path) in sentence
+    assert list(out.iterdir()) == []
+
+
 def test_a_bad_file_does_not_stop_the_others(recon, challenge, tmp_path):
     broken = tmp_path / "broken.mat"
     broken.write_bytes(challenge.read_bytes()[:300])
@@ -233,6 +412,11 @@ def test_a_bad_file_does_not_stop_the_others(recon, challenge, tmp_path):
         (("--slice", 3), "there is no slice 3"),
         (("--photons", 1e4, "--noise-std", 0.1), "either the number of photons or the noise level"),
         (("--threads", 0), "threads must be at least 1, got 0"),
+        (("--also", "png"), "written as nifti or dicom too, not as 'png'"),
+        (("--detector-offset", "middle"), "--detector-offset is a number of mm or auto, not 'middle'"),
+        (("--resolve", 0), "what is to be resolved is a positive number of HU, got 0"),
+        (("--simulate",), "full.mat cannot be read as HDF5"),
+        (("--simulate", "--noise-std", 0.1), "--noise-std has no meaning for --simulate"),
     ],
 )
 def test_impossible_requests(recon, challenge, tmp_path, arguments, message):

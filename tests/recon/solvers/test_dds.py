@@ -181,6 +181,19 @@ def test_noise_free_form_reaches_the_data():
 # What a run costs and reports
 
 
+def test_the_exponent_of_the_levels_and_the_setting_for_ct():
+    prior = gaussian_prior()
+    # sigma^(1/rho) falls evenly (Karras et al. 2022, Eq. 5); for rho of 1 sigma itself.
+    assert DDS(nfe=3, sigma_max=2.0, sigma_min=1.0, rho=1.0).levels(prior, 0.1) == [2.0, 1.5, 1.0, 0.0]
+    even = DDS(nfe=3, sigma_max=4.0, sigma_min=1.0, rho=2.0).levels(prior, 0.1)
+    assert even == pytest.approx([4.0, 2.25, 1.0, 0.0])
+    many = [sum(level > 0.5 for level in made.levels(prior, 0.02)) for made in (DDS.ct(), DDS())]
+    assert many[0] > many[1]
+    assert DDS.ct(nfe=7).nfe == 7
+    with pytest.raises(SolverError, match="DDS: rho must be positive, got 0"):
+        DDS(rho=0.0)
+
+
 def test_published_settings():
     assert [DDS.paper(nfe).eta for nfe in (19, 49, 99)] == [0.15, 0.5, 0.8]
     paper, released = DDS.paper(), DDS.released()

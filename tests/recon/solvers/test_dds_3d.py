@@ -17,7 +17,6 @@ from recon.solvers.dds_3d import (
     PAPER_LAM,
     PAPER_RHO,
     ThroughPlaneTV,
-    slices_apart,
     through_plane,
     through_plane_adjoint,
 )
@@ -114,11 +113,6 @@ def test_equal_to_the_dense_recursion(given, settings):
     torch.testing.assert_close(found, (mean, covariance), rtol=1e-6, atol=1e-6)
 
 
-def test_slices_apart():
-    assert slices_apart(problem())
-    assert not slices_apart(thick_problem())
-
-
 # Total variation
 
 
@@ -156,7 +150,7 @@ def test_iterated_admm_denoises_two_slices(dtype):
 def test_equal_to_the_paper_s_steps_worked_out_densely(given, noise_free):
     """One iteration of ADMM a level, its variables kept; of an operator whose norm is not one."""
     lam, rho, prior, noise = 0.1, 0.3, gaussian_prior(), keyed((0, 1, 2))
-    dds = solver(lam=lam, rho=rho, noise_free=noise_free, start="noise")
+    dds = solver(lam=lam, coupling=rho, noise_free=noise_free, start="noise")
     A, identity = dense(given.operator, VOLUME).to(C128), torch.eye(N, dtype=C128)
     square = torch.linalg.matrix_norm(A, 2) ** 2
     assert abs(square - 1) > 0.5
@@ -217,11 +211,11 @@ def test_default_weights():
     lam, rho = DDS3D().penalty(given, prior)
     assert lam == pytest.approx(given.noise_std**2 / given.norm**2 / difference)
     assert rho == pytest.approx(lam / difference)
-    assert DDS3D(lam=0.2, rho=3.0).penalty(given, prior) == (0.2, 3.0)
+    assert DDS3D(lam=0.2, coupling=3.0).penalty(given, prior) == (0.2, 3.0)
     assert DDS3D(lam=0.2).penalty(given, prior)[1] == pytest.approx(0.2 / difference)
 
 
-@pytest.mark.parametrize("weights", [{}, {"lam": 0.01, "rho": 0.1}])
+@pytest.mark.parametrize("weights", [{}, {"lam": 0.01, "coupling": 0.1}])
 def test_weights_do_not_depend_on_the_units_of_the_operator(weights):
     given, prior, dds = problem(), gaussian_prior(), solver(cg_iterations=60, sigma_min=0.05, **weights)
     other = Problem(50 * given.y, 50.0 * given.operator, 50 * given.noise_std)
@@ -310,7 +304,7 @@ def test_a_single_slice():
 def test_published_settings():
     paper, released = DDS3D.paper(), DDS3D.released()
     assert (paper.nfe, paper.cg_iterations, paper.step, paper.noise_free) == (49, 5, "paper", True)
-    assert (paper.lam, paper.rho) == (released.lam, released.rho) == (PAPER_LAM, PAPER_RHO)
+    assert (paper.lam, paper.coupling) == (released.lam, released.coupling) == (PAPER_LAM, PAPER_RHO)
     assert pytest.approx(0.004) == PAPER_LAM / PAPER_RHO
     assert (released.nfe, released.eta, released.step) == (50, 0.85, "released")
     assert DDS3D.paper(lam=0.1).lam == DDS3D.released(lam=0.1).lam == 0.1
@@ -326,8 +320,8 @@ def test_published_settings():
         ({"slice_batch": 0}, "DDS3D: slice_batch must be at least 1, got 0"),
         ({"lam": -0.1}, "DDS3D: lam must not be negative, got -0.1"),
         ({"lam": math.nan}, "DDS3D: lam must not be negative, got nan"),
-        ({"rho": 0.0}, r"DDS3D: rho must be positive, got 0.0"),
-        ({"rho": math.inf}, r"DDS3D: rho must be positive, got inf"),
+        ({"coupling": 0.0}, r"DDS3D: coupling must be positive, got 0.0"),
+        ({"coupling": math.inf}, r"DDS3D: coupling must be positive, got inf"),
         ({"step": "euler"}, "DDS3D: step is one of renoise, paper, released, not 'euler'"),
     ],
 )

@@ -59,7 +59,7 @@ def test_without_total_variation_it_replaces_what_was_measured_as_score_mri_does
 def test_equal_to_the_paper_s_steps_worked_out_densely(noise_std):
     lam, rho, prior, noise = 0.1, 0.3, gaussian_prior(), keyed((0, 1, 2))
     given = volume_problem(SLICES, SHAPE, noise_std=noise_std)
-    solver = DiffusionMBIR(steps=5, corrector_steps=2, lam=lam, rho=rho, start="noise")
+    solver = DiffusionMBIR(steps=5, corrector_steps=2, lam=lam, coupling=rho, start="noise")
     A, identity = dense(given.operator, VOLUME).to(C128), torch.eye(N, dtype=C128)
     square = torch.linalg.matrix_norm(A, 2) ** 2
     m, C = prior.mean.flatten().repeat(SLICES), slicewise_covariance(prior, SLICES)
@@ -113,7 +113,7 @@ def test_a_volume_does_not_depend_on_its_batch(weights):
 def test_published_settings():
     paper = DiffusionMBIR.paper()
     assert (paper.steps, paper.sigma_max, paper.sigma_min, paper.snr) == (2000, 378.0, 0.01, 0.16)
-    assert (paper.lam, paper.rho, paper.cg_iterations) == (PAPER_LAM, PAPER_RHO, 1)
+    assert (paper.lam, paper.coupling, paper.cg_iterations) == (PAPER_LAM, PAPER_RHO, 1)
     assert paper.nfe == 3999
     assert DiffusionMBIR.paper(steps=5).steps == 5
 
@@ -129,7 +129,7 @@ def test_published_settings():
         ({"sigma_max": math.inf}, "sigma_max must be positive, got inf"),
         ({"start": "cold"}, "start is one of warm, noise, not 'cold'"),
         ({"lam": -1.0}, "lam must not be negative, got -1.0"),
-        ({"rho": 0.0}, "rho must be positive, got 0.0"),
+        ({"coupling": 0.0}, "coupling must be positive, got 0.0"),
     ],
 )
 def test_impossible_settings(settings, message):

@@ -14,7 +14,7 @@ from operators.ct import CTOperator
 from operators.ct_geometry import ParallelBeam, equispaced_angles
 from priors import GaussianPrior, PriorError
 from recon import ReconError, reconstruct
-from recon.solvers import SOLVERS, make_solver, solver_class
+from recon.solvers import PRESETS, SOLVERS, make_solver, solver_class
 from recon.solvers.base import KeyedNoise, Problem, SolverError
 from tests.operators.helper import dense
 from tests.recon.solvers.helper import (
@@ -38,7 +38,11 @@ every_sampler = pytest.mark.parametrize("name", [n for n in SOLVERS if solver_cl
 
 def quick(name):
     """The solver at its defaults, with fewer steps where it has many: images are tiny, budgets are not."""
-    settings = {"twisted-smc": {"particles": "4", "steps": "20"}, "dps": {"nfe": "50"}}
+    settings = {
+        "twisted-smc": {"particles": "4", "steps": "20"},
+        "dps": {"nfe": "50"},
+        "adjacent-slices": {"nfe": "8"},  # of every slice by itself
+    }
     return make_solver(name, None, settings.get(name))
 
 
@@ -174,6 +178,7 @@ def test_coil_images_one_by_one(name, settings):
         ("dds", None, {"nfe": 7}, 7, 7),
         ("dds", "paper", {"nfe": 19}, 19, 19),
         ("dds", "released", {"nfe": 9}, 9, 9),
+        ("dds", "ct", {"nfe": 5}, 5, 5),
         ("dds", None, {"nfe": 1, "noise_free": True}, 1, 1),
         ("score-mri", None, {"steps": 2, "corrector_steps": 0}, 2, 2),
         ("score-mri", None, {"steps": 5, "corrector_steps": 1}, 9, 5),
@@ -367,10 +372,11 @@ def test_refusals(name):
 @pytest.mark.parametrize(
     ("need", "names"),
     [
-        ("noise", ("ula", "pigdm", "diffpir", "daps", "red-diff", "pnp-dm", "twisted-smc")),
+        ("noise", ("ula", "pigdm", "diffpir", "daps", "red-diff", "pnp-dm", "adjacent-slices")),
+        ("noise", ("twisted-smc",)),
         ("gradient", ("dps", "pigdm")),
         ("projection", ("replacement",)),
-        ("volume", ("dds-3d", "diffusion-mbir", "perpendicular")),
+        ("volume", ("dds-3d", "diffusion-mbir", "perpendicular", "adjacent-slices")),
         ("matched_adjoint", ("dds", "dps", "twisted-smc", "cg-sense", "tv", "l1-wavelet")),
     ],
 )
@@ -500,6 +506,6 @@ def test_names_presets_and_settings_that_are_none():
 @pytest.mark.parametrize("name", [name for name in SOLVERS if hasattr(solver_class(name), "paper")])
 def test_presets_exist_as_methods(name):
     kind = solver_class(name)
-    for preset in ("paper", "released"):
+    for preset in PRESETS:
         if hasattr(kind, preset):
             assert isinstance(getattr(kind, preset)(), kind)
