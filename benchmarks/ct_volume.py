@@ -41,7 +41,7 @@ from benchmarks.ct_cases import (
     SOURCE_ORIGIN,
     Scan,
 )
-from benchmarks.ct_quality import PHOTONS, WINDOW, Cache, Solved
+from benchmarks.ct_quality import PHOTONS, Cache, Solved
 from operators.attenuation import MU_WATER, hu_to_mu
 from operators.ct import CTOperator
 from operators.ct_noise import simulate_transmission
@@ -81,8 +81,8 @@ METHODS: dict[str, tuple[str, Solver]] = {
 STRIPE_SIZE = 10.0
 """Standard deviation in mm of the window over which stripes are averaged in plane."""
 
-ERROR_WINDOW = 150.0
-"""Largest error in the picture, HU."""
+WINDOW, ERROR_WINDOW = (-1000.0, 300.0), 150.0
+"""Of the picture, HU: of volumes, and the largest error."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -458,13 +458,13 @@ def figure(rows: Sequence[Row], volume: Volume, path: Path) -> None:
     look = {"aspect": aspect, "interpolation": "nearest"}
     axes[0].imshow(truth, cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1], **look)
     axes[0].set_title(f"truth, {WINDOW[0]:g} to {WINDOW[1]:g} HU", fontsize=8)
-    axes[1].set_title(f"error, ±{ERROR_WINDOW:g} HU: {shown[0].scan.beam}, {shown[0].scan.name}", fontsize=8)
+    drawing.suptitle(f"{shown[0].scan.beam} beam, {shown[0].scan.name}", fontsize=9)
     for row, (left, right) in zip(shown, grid[1:], strict=True):
         image = row.image[:, across]
         left.imshow(image, cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1], **look)
         left.set_title(f"{row.name}, {row.measures.psnr:.1f} dB", fontsize=8)
         right.imshow(image - truth, cmap="RdBu_r", vmin=-ERROR_WINDOW, vmax=ERROR_WINDOW, **look)
-        right.set_title(f"along z {row.measures.along_z:.1f} HU", fontsize=8)
+        right.set_title(f"error, ±{ERROR_WINDOW:g} HU; {row.measures.along_z:.1f} HU along z", fontsize=8)
     for panel in axes:
         panel.set_axis_off()
     drawing.savefig(path, dpi=130)

@@ -81,10 +81,11 @@ def check_prior(prior: ScorePrior, image: Tensor | None = None, *, seed: int = 0
     """See whether a prior denoises as its contract says; if not, find out which convention was mistaken.
 
     It has to take pure noise away, to leave a clean image alone at low noise, to bring a noisy image nearer
-    to the clean one at every noise level, and to stay within the range of values that images have. A prior
-    that does not is tried with the conventions that are most often mistaken: another meaning of the network's
-    output (noise, score, velocity, image, the sign), another value range (2x - 1) or scale, time counted the
-    other way round or told in other units.
+    to the clean one at every noise level, in the mean about as well at least as the best plain factor would,
+    and to stay within the range of values that images have. A prior that does not is tried with the
+    conventions that are most often mistaken: another meaning of the network's output (noise, score, velocity,
+    image, the sign), another value range (2x - 1) or scale, time counted the other way round or told in other
+    units.
 
     Parameters
     ----------
@@ -111,7 +112,8 @@ def check_prior(prior: ScorePrior, image: Tensor | None = None, *, seed: int = 0
     --------
     >>> import torch
     >>> from priors import GaussianPrior, check_prior
-    >>> check_prior(GaussianPrior(torch.zeros(8, 8), variance=0.05), torch.zeros(8, 8)).passed
+    >>> prior = GaussianPrior(torch.ones(8, 8), variance=0.05)
+    >>> check_prior(prior, prior.sample(1, torch.Generator().manual_seed(0))[0]).passed
     True
     """
     contract = prior.contract
@@ -272,6 +274,15 @@ def _judge(probes: list[_Probe], clean: Tensor) -> list[str]:
         findings.append(
             f"Hardly any noise is taken from a noisy image: at sigma = {probes[-1].sigma:.3g}, the highest "
             f"level, the error is still {errors[-1]:.3g} sigma."
+        )
+    # The least that a denoiser can know of images is their size; random weights do not know that.
+    plain = (
+        math.exp(sum(math.log(size / math.hypot(size, p.sigma)) for p in probes) / len(probes)) if size else 0
+    )
+    if not findings and size and _mean_error(probes, clean) > 1.1 * plain:
+        findings.append(
+            "It knows nothing of images: multiplying all pixels by one number, chosen for each noise level, "
+            f"leaves {plain:.3g} sigma of error in the mean, this denoiser {_mean_error(probes, clean):.3g}."
         )
     if not clean.is_complex() and float(clean.min()) >= -0.05 * peak and not findings:
         findings += _out_of_range(probes, peak)

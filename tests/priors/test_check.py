@@ -227,6 +227,19 @@ def test_random_weights_fail_and_nothing_explains_them():
     assert "averaged (EMA) weights" in suggestion
 
 
+def test_shrinking_by_the_wrong_size_is_no_knowledge_of_images():
+    # What the preconditioning of EDM does around a network that contributes nothing.
+    def prior(sigma_data):
+        edm = EDM(sigma_data)
+        return FunctionPrior(lambda x, t: torch.zeros_like(x), Contract(), predicts="v", process=edm)
+
+    image = knowledge()[1]
+    result = check_prior(prior(0.5), image)
+    assert not result.passed
+    assert "knows nothing of images" in result.findings[0]
+    assert check_prior(prior(float(image.abs().square().mean().sqrt()) / 2**0.5), image).passed
+
+
 @pytest.mark.parametrize("output", [math.nan, 0.0])
 def test_useless_outputs(output):
     prior = FunctionPrior(lambda x, t: torch.full_like(x, output), Contract("real"), predicts="D")

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import h5py
 import numpy as np
@@ -78,7 +79,7 @@ def dxchange(path, slices=SLICES):
 
 def test_a_file_is_one_volume_for_a_solver_of_volumes(tmp_path):
     source, settings = dxchange(tmp_path / "scan.h5"), CTSettings(num_samples=2, keep_samples=True)
-    progress: list[tuple[float, int]] = []
+    progress: list[Any] = []
     shown: list[CTSliceResult] = []
     solver = DDS3D(nfe=4)
     facts = reconstruct_ct_file(

@@ -159,7 +159,7 @@ def test_the_misfit_is_that_of_the_noise_for_the_true_image(scan):
     operator = CTOperator(geometry, (SIZE, SIZE), 512 * PIXEL / SIZE, rays_per_detector=4)
     source = Source(p, operator, smooth_prior(), NOISE, 0, "", torch.device("cpu"))
     image = torch.nn.functional.avg_pool2d(disc()[None], 4)[0]
-    # Noise of 0.01 in each of four detector elements that are taken together, and what the coarser pixels cost.
+    # Noise of 0.01 in each of four detector elements that are taken together, and what coarse pixels cost.
     assert 0.01 / NOISE / 2 < source.candidate(image).misfit < MISFIT
     assert source.candidate(image.roll(1, 0)).misfit > 1.5 * source.candidate(image).misfit
 

@@ -3,6 +3,7 @@
 import math
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def test_without_total_variation_it_replaces_what_was_measured_as_score_mri_does
 def test_equal_to_the_paper_s_steps_worked_out_densely(noise_std):
     lam, rho, prior, noise = 0.1, 0.3, gaussian_prior(), keyed((0, 1, 2))
     given = volume_problem(SLICES, SHAPE, noise_std=noise_std)
-    solver = DiffusionMBIR(steps=5, corrector_steps=2, lam=lam, coupling=rho, start="noise")
+    solver = DiffusionMBIR(steps=5, corrector_steps=2, cg_iterations=1, lam=lam, coupling=rho, start="noise")
     A, identity = dense(given.operator, VOLUME).to(C128), torch.eye(N, dtype=C128)
     square = torch.linalg.matrix_norm(A, 2) ** 2
     m, C = prior.mean.flatten().repeat(SLICES), slicewise_covariance(prior, SLICES)
@@ -94,8 +95,10 @@ def test_equal_to_the_paper_s_steps_worked_out_densely(noise_std):
 def test_total_variation_helps_where_slices_are_alike():
     truth, given, prior = alike_slices_problem(noise_std=0.01)
     noise = keyed_noise(tuple(truth.shape))
+    settings: dict[str, Any] = {"steps": 20, "cg_iterations": 1, "coupling": 0.1}
     apart, together = (
-        samples_of(DiffusionMBIR(steps=20, lam=lam), given, prior, noise) for lam in (0.0, None)
+        samples_of(DiffusionMBIR(**settings, lam=lam), given, prior, noise)
+        for lam in (0.0, 0.01 * prior.contract.level)
     )
     assert float((together - truth).norm()) < 0.9 * float((apart - truth).norm())
     assert float(through_plane(together).abs().mean()) < 0.7 * float(through_plane(apart).abs().mean())
