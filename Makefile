@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV = .venv
 # nibabel, pydicom, finufft and astra (with 240 MB of CUDA libraries to download) are tested too.
-TEST_EXTRAS := test,nifti,dicom,finufft,astra
+TEST_EXTRAS := test,nifti,dicom,finufft,astra,diffusers,monai
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
 BIN := $(VENV)/bin

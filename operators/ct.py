@@ -331,7 +331,7 @@ class _MatrixEngine:
 
     def _projected(self, x: Tensor) -> Tensor:
         sums = _product(self._matrix.forward, self._groups.images(x))
-        return sums.view(-1, len(x)).index_select(0, self._rays).T
+        return sums.reshape(-1, len(x)).index_select(0, self._rays).T
 
     def _backprojected(self, y: Tensor) -> Tensor:
         rows, motions = self._matrix.forward.shape[0], len(self._groups.motions)

@@ -129,7 +129,7 @@ class ViewGroups:
 
     def image(self, columns: Tensor, image_shape: Shape) -> Tensor:
         """Move images back and add them up, ``(H W, n b)`` to ``(b, H, W)``: the adjoint of `images`."""
-        moved = columns.view(*image_shape, len(self.motions), -1).permute(2, 3, 0, 1)
+        moved = columns.reshape(*image_shape, len(self.motions), -1).permute(2, 3, 0, 1)
         total = moved[0].permute(1, 2, 0).contiguous()
         for motion, part in zip(self.motions[1:], moved[1:], strict=True):
             total += motion.undone(part).permute(1, 2, 0)
