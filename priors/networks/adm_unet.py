@@ -322,6 +322,7 @@ class _Attention(nn.Module):
             parts = qkv.reshape(batch, 3, self.heads, width // self.heads, -1).unbind(1)
         else:
             parts = qkv.reshape(batch, self.heads, 3, width // self.heads, -1).unbind(2)
-        q, k, v = (part.transpose(-1, -2) for part in parts)
+        # Laid out one position after the other: then all weights need not be in memory at once.
+        q, k, v = (part.transpose(-1, -2).contiguous() for part in parts)
         h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(flat.shape)
         return x + self.proj_out(h).reshape(x.shape)

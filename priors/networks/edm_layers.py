@@ -164,7 +164,8 @@ class Block(nn.Module):
         batch, width = x.shape[:2]
         # Of a head's features, query, key and value lie beside each other.
         qkv = self.qkv(self.norm2(x)).reshape(batch, self.heads, width // self.heads, 3, -1)
-        q, k, v = (part.transpose(-1, -2) for part in qkv.unbind(3))
+        # Laid out one position after the other: then all weights need not be in memory at once.
+        q, k, v = (part.transpose(-1, -2).contiguous() for part in qkv.unbind(3))
         h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
         return self.proj(h.reshape(x.shape))
 

@@ -347,7 +347,8 @@ class SelfAttention(nn.Module):
         """Apply to ``(B, C, H, W)``."""
         h = self.GroupNorm_0(x)
         parts = (self.NIN_0(h), self.NIN_1(h), self.NIN_2(h))
-        query, key, value = (part.flatten(2).transpose(1, 2).unsqueeze(1) for part in parts)
+        # Laid out one position after the other: then all weights need not be in memory at once.
+        query, key, value = (part.flatten(2).transpose(1, 2).unsqueeze(1).contiguous() for part in parts)
         seen = F.scaled_dot_product_attention(query, key, value).squeeze(1)
         h = self.NIN_3(seen.transpose(1, 2).reshape(x.shape))
         return _join(x, h, self.skip_rescale)
