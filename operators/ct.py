@@ -204,9 +204,7 @@ class CTOperator(LinearOperator):
         if self.engine == "matrix":
             return self._once("product", self._make_product)
         if self.engine == "on-the-fly":
-            return OnTheFly(
-                self.geometry, self.image_shape, self.pixel_size, self.projector, self.rays_per_detector
-            )
+            return OnTheFly(self._recipe_of(self.geometry))
         return self._once("astra", self._make_astra)
 
     @property
@@ -238,8 +236,12 @@ class CTOperator(LinearOperator):
 
     @property
     def _recipe(self) -> MatrixRecipe:
-        kept = self.geometry.subset(self._groups.stored)
-        return MatrixRecipe(kept, self.image_shape, self.pixel_size, self.projector, self.rays_per_detector)
+        return self._recipe_of(self.geometry.subset(self._groups.stored))
+
+    def _recipe_of(self, geometry: ParallelBeam | FanBeam) -> MatrixRecipe:
+        return MatrixRecipe(
+            geometry, self.image_shape, self.pixel_size, self.projector, self.rays_per_detector
+        )
 
     def _estimated_memory(self) -> int:
         """Bytes of the matrix and its transpose, from above: an index and a value for each entry, twice."""

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from operators.base import Shape
-from operators.ct_geometry import FanBeam, ParallelBeam
+from operators.ct_matrix import MatrixRecipe
 from operators.ct_rays import ViewSteps, view_steps
 
 
@@ -20,31 +19,14 @@ class OnTheFly:
 
     Parameters
     ----------
-    geometry : ParallelBeam or FanBeam
-        The scan.
-    image_shape : (int, int)
-        Height and width in pixels.
-    pixel_size : float
-        Side of a pixel in mm.
-    projector : {"joseph", "line"}
-        Model of the line integral; see `operators.ct_rays`.
-    rays_per_detector : int
-        Rays over the width of a detector element, whose mean it measures.
+    recipe : MatrixRecipe
+        Of the matrix that is not made.
     """
 
-    def __init__(
-        self,
-        geometry: ParallelBeam | FanBeam,
-        image_shape: Shape,
-        pixel_size: float,
-        projector: str,
-        rays_per_detector: int,
-    ):
-        self._geometry = geometry
-        self._shape = image_shape
-        self._pixel_size = pixel_size
-        self._projector = projector
-        self._rays = rays_per_detector
+    def __init__(self, recipe: MatrixRecipe):
+        self._recipe = recipe
+        self._geometry = recipe.geometry
+        self._rays = recipe.rays_per_detector
 
     def forward(self, x: Tensor) -> Tensor:
         """``(n, H, W)`` to ``(n, views, detectors)``, on the device of `x`."""
@@ -67,7 +49,7 @@ class OnTheFly:
     def adjoint(self, y: Tensor) -> Tensor:
         """``(n, views, detectors)`` to ``(n, H, W)``, on the device of `y`."""
         data = y.cpu().numpy().repeat(self._rays, axis=-1) / self._rays
-        height, width = (n + 2 for n in self._shape)
+        height, width = (n + 2 for n in self._recipe.image_shape)
         # Pixels that a ray meets along rows, and along columns, are counted each in the order of its image.
         upright = np.zeros((len(data), height * width))
         turned = np.zeros((len(data), height * width))
@@ -85,8 +67,17 @@ class OnTheFly:
 
     def _steps(self, view: int, dtype: np.dtype) -> list[ViewSteps]:
         kind = np.float32 if dtype == np.float32 else np.float64
+        made = self._recipe
         return list(
-            view_steps(self._geometry, view, self._shape, self._pixel_size, self._projector, self._rays, kind)
+            view_steps(
+                made.geometry,
+                view,
+                made.image_shape,
+                made.pixel_size,
+                made.projector,
+                made.rays_per_detector,
+                kind,
+            )
         )
 
 

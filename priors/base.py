@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from priors.errors import PriorError
@@ -143,6 +144,39 @@ def check_fields(kind: type, values: dict[str, Any], what: str) -> None:
             raise PriorError(f"the prior's {what} has {word} fields {sorted(names)}")
 
 
+class JSONSettings:
+    """What settings of a network, frozen dataclasses, share: they go into a header of JSON and come back."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as JSON-ready values."""
+        return asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Rebuild settings from :meth:`as_dict`; an unknown or missing field is an error."""
+        check_fields(cls, values, "network")
+        # JSON has lists for tuples.
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def padded(x: Tensor, multiple: int = 1, smallest: tuple[int, int] = (0, 0)) -> Tensor:
+    """Repeat the lower and right border of ``(B, C, H, W)`` until it fits a network.
+
+    Parameters
+    ----------
+    x
+        Images; returned as they are if they fit.
+    multiple
+        What height and width are to be multiples of.
+    smallest
+        Least height and width.
+    """
+    below, beside = (
+        max(-length % multiple, least - length) for length, least in zip(x.shape[-2:], smallest, strict=True)
+    )
+    return F.pad(x, (0, beside, 0, below), mode="replicate") if below or beside else x
+
+
 class ScorePrior(nn.Module):
     """A prior on images, consulted through its minimum-mean-square-error denoiser.
 
@@ -160,6 +194,12 @@ class ScorePrior(nn.Module):
     def __init__(self, contract: Contract) -> None:
         super().__init__()
         self.contract = contract
+
+    def check_channels(self, x: Tensor) -> None:
+        """Refuse what are not images ``(B, channels, H, W)`` of the contract's number of channels."""
+        if x.ndim != 4 or x.shape[1] != self.contract.num_channels:
+            expected = f"(B, {self.contract.num_channels}, H, W)"
+            raise PriorError(f"prior {self.contract.name!r} takes {expected}, got {tuple(x.shape)}")
 
     def denoise_channels(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Denoise the network's own channels.

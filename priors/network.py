@@ -8,20 +8,19 @@ size of the field of view, and the preconditioning already keeps activations at 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from priors.base import Contract, ScorePrior, check_fields
+from priors.base import Contract, JSONSettings, ScorePrior, padded
 from priors.errors import PriorError
 
 
 @dataclass(frozen=True)
-class NetworkSettings:
+class NetworkSettings(JSONSettings):
     """Shape of the network.
 
     Parameters
@@ -63,16 +62,6 @@ class NetworkSettings:
     def size_multiple(self) -> int:
         """Heights and widths are padded to a multiple of this inside the network."""
         return int(self.unshuffle * 2 ** (len(self.widths) - 1))
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as JSON-ready values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> NetworkSettings:
-        """Rebuild settings from :meth:`as_dict`; an unknown or missing field is an error."""
-        check_fields(cls, values, "network")
-        return cls(**{**values, "widths": tuple(values["widths"])})
 
 
 class _Block(nn.Module):
@@ -123,10 +112,7 @@ class DenoisingUNet(nn.Module):
     def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
         """Apply the network to ``(B, channels, H, W)`` and ``(B,)``; see the class."""
         height, width = x.shape[-2:]
-        multiple = self.settings.size_multiple
-        pad_h, pad_w = -height % multiple, -width % multiple
-        if pad_h or pad_w:
-            x = F.pad(x, (0, pad_w, 0, pad_h), mode="replicate")
+        x = padded(x, self.settings.size_multiple)
         embedding = self.embed(_fourier_features(noise_label, self.settings.embedding))
         # The stem stays in float32 under autocast: rounding a nearly clean image to bfloat16 adds an error
         # comparable to the noise that is to be removed.
@@ -182,9 +168,7 @@ class NetworkPrior(ScorePrior):
 
     def denoise_channels(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See :meth:`ScorePrior.denoise_channels`."""
-        if x.ndim != 4 or x.shape[1] != self.contract.num_channels:
-            expected = f"(B, {self.contract.num_channels}, H, W)"
-            raise PriorError(f"prior {self.contract.name!r} takes {expected}, got {tuple(x.shape)}")
+        self.check_channels(x)
         dtype = x.dtype
         x = x.to(torch.float32, memory_format=torch.channels_last)
         sigma = sigma.to(torch.float32)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from priors.base import Contract, ScorePrior
+from priors.base import Contract, ScorePrior, padded
 from priors.errors import PriorError
 from priors.pretrained import PretrainedPrior
 from priors.processes import VE, PassTime, Process, told_time
@@ -125,11 +124,7 @@ class FunctionPrior(ScorePrior):
     def predict(self, x: Tensor, sigma: Tensor) -> Tensor:
         """What the function says of noisy images ``x = x0 + sigma z``, ``(B, channels, H, W)``."""
         height, width = x.shape[-2:]
-        scaled = self.process.to_network(x, sigma)
-        multiple = self.contract.size_multiple
-        pad_h, pad_w = -height % multiple, -width % multiple
-        if pad_h or pad_w:
-            scaled = F.pad(scaled, (0, pad_w, 0, pad_h), mode="replicate")
+        scaled = padded(self.process.to_network(x, sigma), self.contract.size_multiple)
         time = told_time(self.process, self.pass_time, sigma)
         dtype = x.dtype if self.dtype is None else self.dtype
         if time.is_floating_point():  # in half precision it would say little
@@ -146,9 +141,7 @@ class FunctionPrior(ScorePrior):
 
     def denoise_channels(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See :meth:`ScorePrior.denoise_channels`."""
-        if x.ndim != 4 or x.shape[1] != self.contract.num_channels:
-            expected = f"(B, {self.contract.num_channels}, H, W)"
-            raise PriorError(f"prior {self.contract.name!r} takes {expected}, got {tuple(x.shape)}")
+        self.check_channels(x)
         # In double precision: some of these are small differences.
         weights = denoised_weights(self.predicts, self.process, sigma.double())
         p, q = (weight.to(x.dtype)[:, None, None, None] for weight in weights)

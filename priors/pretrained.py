@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from priors.base import Contract, ScorePrior
+from priors.base import Contract, ScorePrior, padded
 from priors.errors import PriorError
 
 
@@ -88,14 +87,8 @@ class PretrainedPrior(ScorePrior):
 
     def denoise_channels(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See :meth:`ScorePrior.denoise_channels`."""
-        if x.ndim != 4 or x.shape[1] != self.contract.num_channels:
-            expected = f"(B, {self.contract.num_channels}, H, W)"
-            raise PriorError(f"prior {self.contract.name!r} takes {expected}, got {tuple(x.shape)}")
+        self.check_channels(x)
         dtype, (height, width) = x.dtype, x.shape[-2:]
-        multiple = self.contract.size_multiple
-        pad_h, pad_w = -height % multiple, -width % multiple
-        x = x.to(torch.float32)
-        if pad_h or pad_w:
-            x = F.pad(x, (0, pad_w, 0, pad_h), mode="replicate")
+        x = padded(x.to(torch.float32), self.contract.size_multiple)
         x = x.contiguous(memory_format=self._memory_format)
         return self.evaluate(x, sigma.to(torch.float32))[..., :height, :width].to(dtype)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from priors.base import ScorePrior
+from priors.base import ScorePrior, padded
 from priors.errors import PriorError
 
 
@@ -63,9 +62,7 @@ class TiledPrior(ScorePrior):
     def denoise_channels(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See :meth:`ScorePrior.denoise_channels`."""
         height, width = x.shape[-2:]
-        pad = [max(0, length - have) for length, have in zip(self.tile, (height, width), strict=True)]
-        if any(pad):
-            x = F.pad(x, (0, pad[1], 0, pad[0]), mode="replicate")
+        x = padded(x, smallest=self.tile)
         rows, row_weights = _places(x.shape[-2], self.tile[0], self.overlap)
         columns, column_weights = _places(x.shape[-1], self.tile[1], self.overlap)
         corners = [(r, c) for r in range(len(rows)) for c in range(len(columns))]

@@ -15,10 +15,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from priors.base import Contract, ScorePrior
+from priors.base import Contract, ScorePrior, padded
 from priors.checkpoints.configuration import agree, flag, real, whole
 from priors.checkpoints.family import Recipe
 from priors.checkpoints.sections import sectioned_arguments
@@ -127,11 +126,9 @@ class NCSNv2Prior(PretrainedPrior):
     def evaluate(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See :meth:`PretrainedPrior.evaluate`; images smaller than the network can take are padded."""
         height, width = x.shape[-2:]
-        pad_h = max(0, self.settings.smallest - height)
-        pad_w = max(0, self.settings.smallest - width)
-        padded = F.pad(x, (0, pad_w, 0, pad_h), mode="replicate") if pad_h or pad_w else x
+        least = self.settings.smallest
         with self.autocast(x):
-            raw = self.network.raw(padded)  # type: ignore[operator]
+            raw = self.network.raw(padded(x, smallest=(least, least)))  # type: ignore[operator]
         return x + sigma[:, None, None, None] * raw[..., :height, :width].float()
 
 

@@ -8,21 +8,20 @@ dict are those of guided-diffusion.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from priors.base import check_fields
+from priors.base import JSONSettings
 from priors.errors import PriorError
 
 _GROUPS = 32
 
 
 @dataclass(frozen=True)
-class ADMSettings:
+class ADMSettings(JSONSettings):
     """Shape of the network.
 
     Parameters
@@ -111,20 +110,6 @@ class ADMSettings:
     def size_multiple(self) -> int:
         """Heights and widths must be multiples of this."""
         return int(2 ** (len(self.widths) - 1))
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as JSON-ready values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ADMSettings:
-        """Rebuild settings from :meth:`as_dict`; an unknown or missing field is an error."""
-        check_fields(cls, values, "network")
-        lists = {
-            name: tuple(values[name]) if isinstance(values[name], list) else values[name]
-            for name in ("widths", "attention_levels")
-        }
-        return cls(**{**values, **lists})
 
 
 class ADMUNet(nn.Module):

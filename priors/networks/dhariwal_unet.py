@@ -6,20 +6,19 @@ it. Names and order of the entries of the state dict are those of NVlabs/edm and
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from priors.base import check_fields
+from priors.base import JSONSettings
 from priors.errors import PriorError
 from priors.networks.edm_layers import Block, Convolution, GroupNorm, check_levels, positional_features
 
 
 @dataclass(frozen=True)
-class DhariwalSettings:
+class DhariwalSettings(JSONSettings):
     """Shape of the network.
 
     Parameters
@@ -72,18 +71,6 @@ class DhariwalSettings:
     def size_multiple(self) -> int:
         """Heights and widths must be multiples of this."""
         return int(2 ** (len(self.widths) - 1))
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as JSON-ready values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> DhariwalSettings:
-        """Rebuild settings from :meth:`as_dict`; an unknown or missing field is an error."""
-        check_fields(cls, values, "network")
-        # JSON has lists for tuples.
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**fields)
 
 
 class DhariwalUNet(nn.Module):

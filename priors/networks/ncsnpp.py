@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from priors.base import check_fields
+from priors.base import JSONSettings, check_fields
 from priors.errors import PriorError
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -41,7 +41,7 @@ _LARGEST = {"channels": 2**12, "nf": 2**14, "num_res_blocks": 2**8, "num_scales"
 
 
 @dataclass(frozen=True)
-class NCSNppSettings:
+class NCSNppSettings(JSONSettings):
     """Shape of the network; the names are those of the original configurations unless noted.
 
     Parameters
@@ -146,19 +146,14 @@ class NCSNppSettings:
         """Heights and widths of images must be multiples of this."""
         return int(2 ** (len(self.ch_mult) - 1))
 
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as JSON-ready values."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NCSNppSettings:
-        """Rebuild settings from :meth:`as_dict`; an unknown or missing field is an error."""
+        """See :meth:`JSONSettings.from_dict`."""
         check_fields(cls, values, "network")
-        lists = ("ch_mult", "attention_levels", "fir_kernel")
-        for name in lists:
+        for name in ("ch_mult", "attention_levels", "fir_kernel"):
             if not isinstance(values[name], list | tuple):
                 raise PriorError(f"{name} of an NCSN++ is a list, not {values[name]!r}")
-        return cls(**{**values, **{name: tuple(values[name]) for name in lists}})
+        return super().from_dict(values)
 
 
 def _check_count(name: str, value: Any, largest: int) -> None:

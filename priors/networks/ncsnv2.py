@@ -7,14 +7,13 @@ of the channels. The deepest one is the network of Jalal et al. (NeurIPS 2021, c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from priors.base import check_fields
+from priors.base import JSONSettings
 from priors.errors import PriorError
 from priors.networks.ncsnpp import ACTIVATIONS
 
@@ -58,7 +57,7 @@ _REGISTERED = {"NCSNv2Deepest": ("1", "2", "3", "31", "4", "5")}
 
 
 @dataclass(frozen=True)
-class NCSNv2Settings:
+class NCSNv2Settings(JSONSettings):
     """Shape of the network.
 
     Parameters
@@ -109,16 +108,6 @@ class NCSNv2Settings:
     def smallest(self) -> int:
         """Least height and width of images: the coarsest features need two pixels for their statistics."""
         return int(2 * 2 ** sum(stage.dilation is None for stage in _DEPTHS[self.depth][1:]))
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as JSON-ready values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> NCSNv2Settings:
-        """Rebuild settings from :meth:`as_dict`; an unknown or missing field is an error."""
-        check_fields(cls, values, "network")
-        return cls(**values)
 
 
 class InstanceNormPlus(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from priors.base import Contract
+from priors.processes import DiscreteVP
 from priors.sampling import karras_levels
 from recon.errors import ReconError
 
@@ -18,14 +19,12 @@ def vp_linear_sigmas(
     """
     if not 1 <= nfe <= steps:
         raise ReconError(f"the number of network evaluations must lie in 1..{steps}, got {nfe}")
-    alpha_bar = torch.cumprod(1 - torch.linspace(beta_min, beta_max, steps, dtype=torch.float64), 0)
     picked = (
         torch.linspace(steps - 1, 0, nfe, dtype=torch.float64).round().long()
         if nfe > 1
         else torch.tensor([steps - 1])
     )
-    kept = alpha_bar[picked]
-    return [*((1 - kept) / kept).sqrt().tolist(), 0.0]
+    return [*DiscreteVP.linear(steps, beta_min, beta_max).sigmas[picked].tolist(), 0.0]
 
 
 def noise_levels(
