@@ -33,7 +33,7 @@ from operators.ct_geometry import FanBeam, ParallelBeam, equispaced_angles
 from operators.ct_noise import simulate_transmission
 from priors.ct_images import HU_OUTSIDE
 from recon.errors import ReconError
-from recon.io.hu_volumes import read_hu_volumes
+from recon.io.hu_volumes import HUVolume, read_hu_volumes
 
 FINENESS = 2
 """Pixels simulated for each one reconstructed, along each axis."""
@@ -140,6 +140,30 @@ class Case:
         return region
 
 
+def read_series(path: Path, series: str) -> tuple[HUVolume, float]:
+    """Read one series of a file, and the side of its pixels in mm.
+
+    Raises
+    ------
+    ReconError
+        Naming the file and the series, if there is none, it does not say how large its pixels are, or they
+        are not square.
+    """
+    found = read_hu_volumes(path / series)
+    if len(found) != 1:
+        raise ReconError(f"{path}: {series} are {len(found)} series; name one of them")
+    spacing = found[0].pixel_spacing
+    if spacing is None or not math.isclose(*spacing, rel_tol=1e-4):
+        where = f"{path}: {found[0].name}"
+        raise ReconError(f"{where}: square pixels of a known size are needed, got {spacing}")
+    return found[0], spacing[0]
+
+
+def source_of(volume: HUVolume) -> str:
+    """Name and licence of a series."""
+    return f"{volume.name}, {volume.attributes.get('licence', 'licence unknown')}"
+
+
 def read_cases(path: Path, series: str, slices: list[int]) -> list[Case]:
     """Read slices of a series and plant discs in them.
 
@@ -149,14 +173,8 @@ def read_cases(path: Path, series: str, slices: list[int]) -> list[Case]:
         Naming the file and the series, if there is none, it does not say how large its pixels are, they are
         not square, there is no such slice, or the discs do not fit.
     """
-    found = read_hu_volumes(path / series)
-    if len(found) != 1:
-        raise ReconError(f"{path}: {series} are {len(found)} series; name one of them")
-    volume = found[0]
+    volume, side = read_series(path, series)
     where = f"{path}: {volume.name}"
-    if volume.pixel_spacing is None or not math.isclose(*volume.pixel_spacing, rel_tol=1e-4):
-        raise ReconError(f"{where}: square pixels of a known size are needed, got {volume.pixel_spacing}")
-    licence = volume.attributes.get("licence", "licence unknown")
     cases = []
     for index in slices:
         if not 0 <= index < len(volume.hu):
@@ -166,8 +184,8 @@ def read_cases(path: Path, series: str, slices: list[int]) -> list[Case]:
                 make_case(
                     f"slice {index}",
                     volume.hu[index].numpy(),
-                    FINENESS * volume.pixel_spacing[0],
-                    f"{volume.name}, {licence}",
+                    FINENESS * side,
+                    source_of(volume),
                 )
             )
         except ReconError as error:
@@ -297,19 +315,25 @@ class Measurement:
 
 def simulate(case: Case, scan: Scan, photons: float, seed: int = 0) -> Measurement:
     """Scan a case with so many photons an element through air; the noise depends on seed, case and scan."""
-    geometry = scan.geometry(case.shape, case.pixel_size)
-    mu = hu_to_mu(torch.from_numpy(case.fine).float(), MU_WATER)
+    return scanned(torch.from_numpy(case.fine).float(), case.pixel_size, scan, photons, f"{seed}/{case.name}")
+
+
+def scanned(fine: Tensor, pixel_size: float, scan: Scan, photons: float, key: str) -> Measurement:
+    """Scan HU ``(..., 2H, 2W)`` on pixels half as wide as those of `pixel_size` mm that are reconstructed.
+
+    The noise of the ``(..., views, detectors)`` depends on the key and the scan.
+    """
+    shape = (fine.shape[-2] // FINENESS, fine.shape[-1] // FINENESS)
+    geometry = scan.geometry(shape, pixel_size)
+    mu = hu_to_mu(fine, MU_WATER)
     parts = []
     for first in range(0, geometry.num_views, BLOCK):
         views = range(first, min(first + BLOCK, geometry.num_views))
         part = CTOperator(
-            geometry.subset(views), case.fine.shape, case.pixel_size / FINENESS, rays_per_detector=RAYS
+            geometry.subset(views), mu.shape[-2:], pixel_size / FINENESS, rays_per_detector=RAYS
         )
         parts.append(part(mu))
-    word = f"{seed}/{case.name}/{scan}".encode()
-    generator = torch.Generator().manual_seed(
-        int.from_bytes(hashlib.blake2b(word, digest_size=8).digest()) % 2**63
-    )
-    data = simulate_transmission(torch.cat(parts), photons, generator)
-    operator = CTOperator(geometry, case.shape, case.pixel_size)
-    return Measurement(data.line_integrals, operator, data.fraction_floored)
+    digest = hashlib.blake2b(f"{key}/{scan}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest) % 2**63)
+    data = simulate_transmission(torch.cat(parts, dim=-2), photons, generator)
+    return Measurement(data.line_integrals, CTOperator(geometry, shape, pixel_size), data.fraction_floored)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import math
 import os
 import platform
 import shlex
@@ -34,17 +33,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.ct_cases import (
-    BLOCK,
     FINENESS,
-    RAYS,
     SOURCE_DETECTOR,
     SOURCE_ORIGIN,
     Scan,
+    read_series,
+    scanned,
+    source_of,
 )
 from benchmarks.ct_quality import PHOTONS, Cache, Solved
-from operators.attenuation import MU_WATER, hu_to_mu
+from operators.attenuation import MU_WATER
 from operators.ct import CTOperator
-from operators.ct_noise import simulate_transmission
 from operators.ct_volume import SliceStack
 from operators.errors import OperatorError
 from priors.base import ScorePrior
@@ -54,7 +53,6 @@ from priors.files import prior_hash, prior_path
 from priors.loading import load_prior
 from recon.ct import CTProblem, CTSettings, ct_problem, in_units
 from recon.errors import ReconError
-from recon.io.hu_volumes import read_hu_volumes
 from recon.metrics import psnr
 from recon.sampling import reconstruct
 from recon.scale import Scale
@@ -142,13 +140,8 @@ def read_volume(path: Path, series: str, first: int, last: int, size: int | None
         Naming the file and the series, if there is none, it does not say how large its pixels are and where
         its slices, they are not square or not evenly spaced, or there are no such slices.
     """
-    found = read_hu_volumes(path / series)
-    if len(found) != 1:
-        raise ReconError(f"{path}: {series} are {len(found)} series; name one of them")
-    volume = found[0]
+    volume, pixel = read_series(path, series)
     where = f"{path}: {volume.name}"
-    if volume.pixel_spacing is None or not math.isclose(*volume.pixel_spacing, rel_tol=1e-4):
-        raise ReconError(f"{where}: square pixels of a known size are needed, got {volume.pixel_spacing}")
     if not 0 <= first < last < len(volume.hu):
         raise ReconError(f"{where}: there are no slices {first} to {last}, the series has {len(volume.hu)}")
     if volume.z is None:
@@ -163,31 +156,17 @@ def read_volume(path: Path, series: str, first: int, last: int, size: int | None
     hu = volume.hu[first : last + 1].clamp_min(HU_OUTSIDE)  # what scanners write outside of their field
     return Volume(
         f"slices {first} to {last}",
-        f"{volume.name}, {volume.attributes.get('licence', 'licence unknown')}",
+        source_of(volume),
         F.avg_pool2d(hu, side // wanted).contiguous(),
-        volume.pixel_spacing[0] * side / wanted * FINENESS,
+        pixel * side / wanted * FINENESS,
         abs(float(steps[0])),
     )
 
 
 def simulate(volume: Volume, scan: Scan, photons: float, seed: int = 0) -> tuple[Tensor, CTOperator]:
     """Line integrals ``(D, views, detectors)`` with photon noise, and the operator of a slice."""
-    shape = (volume.truth.shape[1], volume.truth.shape[2])
-    geometry = scan.geometry(shape, volume.pixel_size)
-    mu = hu_to_mu(volume.fine, MU_WATER)
-    parts = []
-    for first in range(0, geometry.num_views, BLOCK):
-        views = range(first, min(first + BLOCK, geometry.num_views))
-        part = CTOperator(
-            geometry.subset(views), mu.shape[1:], volume.pixel_size / FINENESS, rays_per_detector=RAYS
-        )
-        parts.append(part(mu))
-    word = f"{seed}/{volume.name}/{scan}".encode()
-    generator = torch.Generator().manual_seed(
-        int.from_bytes(hashlib.blake2b(word, digest_size=8).digest()) % 2**63
-    )
-    data = simulate_transmission(torch.cat(parts, dim=1), photons, generator)
-    return data.line_integrals, CTOperator(geometry, shape, volume.pixel_size)
+    made = scanned(volume.fine, volume.pixel_size, scan, photons, f"{seed}/{volume.name}")
+    return made.sinogram, made.operator
 
 
 @dataclass(frozen=True, eq=False)

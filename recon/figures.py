@@ -82,7 +82,7 @@ def reconstruction_figure(
     if mask.ndim not in (1, 2):
         raise ReconError(f"{path}: the mask must have shape (W,) or (H, W), got {mask.shape}")
     rows = _panels(images, np.atleast_2d(mask).astype(float))
-    return _save(_draw(rows, mean.shape, title), path)
+    return save_figure(_draw(rows, mean.shape, title), path)
 
 
 def ct_figure(
@@ -133,7 +133,7 @@ def ct_figure(
         row.insert(0, _Panel("Reference", truth - air, limit=window))
     scale = _colour_limit(maps.values())
     row += [_Panel(name, image, units, "inferno", scale) for name, image in maps.items()]
-    return _save(_draw([_barred(row)], mean.shape, title), path)
+    return save_figure(_draw([_barred(row)], mean.shape, title), path)
 
 
 def segmentation_figure(
@@ -173,7 +173,7 @@ def segmentation_figure(
         wrong = np.abs(images["mean"] - images["reference"])
         row.insert(0, _Panel("Reference", images["reference"]))
         row.insert(2, _Panel("Wrong pixels", wrong, f"{100 * wrong.mean():.2f} %"))
-    return _save(_draw([row], segmentation.shape, ""), path)
+    return save_figure(_draw([row], segmentation.shape, ""), path)
 
 
 def posterior_figure(
@@ -264,7 +264,7 @@ def posterior_figure(
     start = sum(panel.title.startswith("Sample") for panel in first)
     drawn = range(start, min(len(samples), start + columns - len(second)))
     second = [shown(f"Sample {i + 1}", samples[i]) for i in drawn] + second
-    return _save(_draw([_barred(first), _barred(second)], mean.shape, title), path)
+    return save_figure(_draw([_barred(first), _barred(second)], mean.shape, title), path)
 
 
 def uncertainty_grid(
@@ -338,7 +338,7 @@ def uncertainty_grid(
     rows = [means, row("Std", stds)]
     if errors:
         rows.append(row("Error", errors))
-    return _save(_draw(rows, first_mean.shape, title), path)
+    return save_figure(_draw(rows, first_mean.shape, title), path)
 
 
 def _check_images(path: Path, images: Mapping[str, np.ndarray]) -> None:
@@ -351,7 +351,7 @@ def _check_images(path: Path, images: Mapping[str, np.ndarray]) -> None:
             raise ReconError(f"{path}: '{name}' holds NaN or infinite values")
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save_figure(figure: Any, path: Path) -> Path:
     """Write a figure as PNG under a temporary name, and put it in place."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recon.errors import ReconError
-from recon.figures import BACKGROUND, DIM, TEXT, _save
+from recon.figures import BACKGROUND, DIM, TEXT, save_figure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +84,7 @@ def curve_figure(path: str | Path, curve: Sequence[Mapping[str, Any]], sigmas: S
     legend = figure.legend(handles, labels, loc="center right", frameon=False, fontsize=9)
     for text in legend.get_texts():
         text.set_color(TEXT)
-    return _save(figure, Path(path))
+    return save_figure(figure, Path(path))
 
 
 def training_figure(path: str | Path, prior: ScorePrior, patches: Tensor, *, title: str = "") -> Path:
@@ -162,4 +162,4 @@ def training_figure(path: str | Path, prior: ScorePrior, patches: Tensor, *, tit
             if r == 0:
                 axes.set_title(names[c % 3], color=DIM, fontsize=8, pad=3)
     figure.text(0.12 / width, 1 - 0.25 / height, title, color=TEXT, fontsize=11, va="center")
-    return _save(figure, Path(path))
+    return save_figure(figure, Path(path))

@@ -35,20 +35,6 @@ UNDERSAMPLE = ("--mask", "equispaced", "--acceleration", 3, "--center-fraction",
 FAST = ("--num-samples", 2, "--nfe", 2, "--set", "eta=0")
 
 
-@pytest.fixture
-def recon(capsys):
-    """Run the command; gives its exit status, standard output and standard error."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.err
-        return exit_.value.code, printed.out, printed.err
-
-    return run
-
-
 @pytest.fixture(autouse=True)
 def _threads_as_before():
     threads = torch.get_num_threads()

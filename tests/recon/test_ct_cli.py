@@ -18,7 +18,6 @@ from scipy.io import savemat
 from operators.ct import CTOperator
 from operators.ct_geometry import FanBeam, ParallelBeam, equispaced_angles
 from priors import Contract, DenoisingUNet, NetworkPrior, NetworkSettings, save_prior
-from recon.cli import main
 from recon.htc2022 import FIRST
 from recon.io.ct_files import ct_format
 from recon.io.ct_volume import CTVolume
@@ -27,20 +26,6 @@ from recon.io.segmentation import read_segmentation
 
 MU = 0.02
 SIDE, PIXEL = 40, 0.5
-
-
-@pytest.fixture
-def recon(capsys):
-    """Run the command; gives its exit status, standard output and standard error."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.err
-        return exit_.value.code, printed.out, printed.err
-
-    return run
 
 
 def tiny_prior(folder, unit):

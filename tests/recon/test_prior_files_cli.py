@@ -18,24 +18,9 @@ from priors.level import image_level
 from priors.networks.adm_unet import ADMSettings, ADMUNet
 from priors.networks.dhariwal_unet import DhariwalSettings, DhariwalUNet
 from priors.networks.edm_preconditioning import EDMPrecond
-from recon.cli import main
 from recon.cli.prior_files import read_image
 from recon.errors import ReconError
 from tests.recon import fastmri_files as files
-
-
-@pytest.fixture
-def recon(capsys):
-    """Run the command; gives its exit status, standard output and standard error."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.err
-        return exit_.value.code, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture
