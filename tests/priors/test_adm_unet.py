@@ -3,8 +3,8 @@
 import hashlib
 import json
 import math
-import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 from priors import PriorError
 from priors.checkpoints.guided_diffusion import FAMILY
 from priors.networks.adm_unet import ADMSettings, ADMUNet, _Attention, _Grow, _ResidualBlock, time_features
-
-PARITY = os.environ.get("RECON_PARITY", "")
+from tests.priors.checkpoint_helper import PARITY, image, loaded
 
 SMALL = ADMSettings(
     in_channels=2,
@@ -72,19 +71,7 @@ def facts(shape):
     return config | ({"class_label": 3} if shape.num_classes else {})
 
 
-def load(weights, config, precision="fp32"):
-    recipe = FAMILY.read(weights, config)
-    chosen = json.loads(json.dumps(recipe.settings))
-    network = FAMILY.network(chosen)
-    network.load_state_dict(recipe.weights, strict=True)
-    prior = FAMILY.prior(network, chosen, FAMILY.contract(chosen)).eval().requires_grad_(False)
-    prior.precision = precision
-    return prior
-
-
-def image(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
+load = partial(loaded, FAMILY)
 
 # Parts
 

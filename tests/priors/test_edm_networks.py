@@ -3,8 +3,8 @@
 import hashlib
 import json
 import math
-import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from priors.networks.dhariwal_unet import DhariwalSettings, DhariwalUNet
 from priors.networks.edm_layers import Block, Convolution, positional_features
 from priors.networks.edm_preconditioning import EDMPrecond, VEPrecond, VPPrecond
 from priors.networks.song_unet import SongSettings, SongUNet
+from tests.priors.checkpoint_helper import PARITY, image, loaded
 
-PARITY = os.environ.get("RECON_PARITY", "")
 PRECONDITIONINGS = {"EDMPrecond": EDMPrecond, "VEPrecond": VEPrecond, "VPPrecond": VPPrecond}
 
 SONG = SongSettings(
@@ -97,18 +97,7 @@ def facts(shape, precond="EDMPrecond"):
     return {"precond": precond, **({"channels_per_head": shape.channels_per_head} if narrow else {})}
 
 
-def load(content, config, precision="fp32", **options):
-    recipe = FAMILY.read(content, config, **options)
-    chosen = json.loads(json.dumps(recipe.settings))
-    network = FAMILY.network(chosen)
-    network.load_state_dict(recipe.weights, strict=True)
-    prior = FAMILY.prior(network, chosen, FAMILY.contract(chosen)).eval().requires_grad_(False)
-    prior.precision = precision
-    return prior
-
-
-def image(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+load = partial(loaded, FAMILY)
 
 
 def hollow(network):
