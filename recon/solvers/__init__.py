@@ -61,7 +61,7 @@ def solver_class(name: str) -> type[Solver]:
     return found
 
 
-PRESETS = ("paper", "released", "ct")
+PRESETS = ("paper", "released", "ct", "fast")
 """Settings that a solver may have beside its defaults: class methods of these names."""
 
 
@@ -74,7 +74,7 @@ def make_solver(name: str, preset: str | None = None, settings: Mapping[str, str
         One of :data:`SOLVERS`.
     preset
         Name of a setting to start from instead of the defaults: a published one (``"paper"``,
-        ``"released"``), or that for CT (``"ct"``).
+        ``"released"``), that for CT (``"ct"``), or a quick one (``"fast"``).
     settings
         Fields of the solver and their values as text, such as ``{"nfe": "50", "gamma": "none"}``.
 

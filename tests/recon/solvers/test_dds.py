@@ -194,6 +194,20 @@ def test_the_exponent_of_the_levels_and_the_setting_for_ct():
         DDS(rho=0.0)
 
 
+def test_the_fast_setting_applies_the_operator_half_as_often_and_stays_near(monkeypatch):
+    given, prior = problem(noise_std=0.02), gaussian_prior()
+    normal, calls = given.operator.normal, []
+    monkeypatch.setattr(given.operator, "normal", lambda x: (calls.append(1), normal(x))[1])
+    images, applied = [], []
+    for made in (DDS(), DDS.fast()):
+        calls.clear()
+        images.append(made.sample(given, prior, keyed([0])).samples)
+        applied.append(len(calls))
+    assert applied[1] < 0.5 * applied[0]
+    assert float((images[1] - images[0]).norm() / images[0].norm()) < 0.1
+    assert DDS.fast(nfe=7).nfe == 7
+
+
 def test_published_settings():
     assert [DDS.paper(nfe).eta for nfe in (19, 49, 99)] == [0.15, 0.5, 0.8]
     paper, released = DDS.paper(), DDS.released()
