@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format setup clean
+.PHONY: help demo test lint format setup peers clean
 
 help: ## say what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -36,8 +36,11 @@ format: $(VENV)/.dev ## rewrite the code in the project's style
 
 setup: $(VENV)/.dev ## install everything a developer needs
 
+peers: ## make .venv-peers: the environment with the packages that benchmarks compare with
+	PYTHON="$(PYTHON)" VENV=.venv-peers benchmarks/peers/make_environment.sh
+
 clean: ## remove the environment, caches and the demo's results
-	rm -rf .venv demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Each stamp is touched only after its installation succeeded, so an interrupted one is taken up again.

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import NOISE, NUM_COILS, Case, make_case, make_scenario
-from benchmarks.quality import _cpu
+from benchmarks.machine import cpu_name
 from operators.fft import fftc, ifftc
 from operators.simulation import random_smooth_maps, simulate_kspace, smooth_phase
 from priors.base import ScorePrior
@@ -315,7 +315,7 @@ def report(
     settings = ", ".join(f"{k}={v}" for k, v in settings_of(solver).items() if k != "name")
     facts = {
         "date": date.today().isoformat(),
-        "machine": f"{_cpu()}, {os.cpu_count()} cores, {torch.get_num_threads()} used by torch",
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} used by torch",
         "command": f"`{command}`",
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "dis-recon")),
         "prior": prior,

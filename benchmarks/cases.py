@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,11 +183,26 @@ def simulated_case(path: Path, index: int, crop: tuple[int, int] | None = None) 
     ReconError
         Naming the file, if there is no such slice, it is empty, or smaller than the crop.
     """
+    return simulate(nifti_name(path, index), nifti_slice(path, index, crop), seed=index)
+
+
+def nifti_name(path: Path, index: int) -> str:
+    """What a table calls a slice of a NIfTI volume."""
+    return f"{path.name.removesuffix('.gz').removesuffix('.nii')}, slice {index}"
+
+
+def nifti_slice(path: Path, index: int, crop: tuple[int, int] | None = None) -> Tensor:
+    """Read a slice of a NIfTI volume as magnitudes ``(H, W)`` of maximum 1; arguments of `simulated_case`.
+
+    Raises
+    ------
+    ReconError
+        Naming the file, if there is no such slice, it is empty, or smaller than the crop.
+    """
     volume = read_volume(path)
     if not 0 <= index < len(volume):
         raise ReconError(f"{path}: there is no slice {index}, the volume has {len(volume)}")
     image = volume[index]
-    name = f"{path.name.removesuffix('.gz').removesuffix('.nii')}, slice {index}"
     if crop is not None:
         if crop[0] > image.shape[0] or crop[1] > image.shape[1]:
             raise ReconError(f"{path}: slices of {tuple(image.shape)} cannot be cropped to {crop}")
@@ -194,15 +210,54 @@ def simulated_case(path: Path, index: int, crop: tuple[int, int] | None = None) 
         image = image[top : top + crop[0], left : left + crop[1]]
     if not float(image.max()) > 0:
         raise ReconError(f"{path}: slice {index} is empty")
-    image = image / image.max()
+    return image / image.max()
+
+
+def simulate(name: str, image: Tensor, seed: int) -> Case:
+    """Put coils, smooth phase and noise on an image ``(H, W)`` of magnitudes whose maximum is 1."""
     shape = (image.shape[0], image.shape[1])
-    maps = random_smooth_maps(NUM_COILS, shape, seed=index)
-    kspace = simulate_kspace(torch.polar(image, smooth_phase(shape, seed=index)), maps, NOISE, seed=index)
+    maps = random_smooth_maps(NUM_COILS, shape, seed=seed)
+    kspace = simulate_kspace(torch.polar(image, smooth_phase(shape, seed=seed)), maps, NOISE, seed=seed)
     return make_case(name, kspace, noise_free=image * maps.abs().square().sum(0).sqrt())
 
 
-def make_scenario(case: Case, kind: str, acceleration: float) -> Scenario:
-    """Undersample a case; the mask is seeded by the case's name, the maps see its calibration region only.
+def nifti_argument(text: str) -> tuple[Path, int, tuple[int, int] | None]:
+    """Take ``FILE:SLICE`` or ``FILE:SLICE:HEIGHTxWIDTH`` apart: the arguments of `simulated_case`."""
+    parts = text.split(":")
+    try:
+        if len(parts) == 3:
+            height, width = (int(size) for size in parts.pop().split("x"))
+            crop: tuple[int, int] | None = (height, width)
+        else:
+            crop = None
+        file, index = parts
+        return Path(file), int(index), crop
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FILE:SLICE or FILE:SLICE:HEIGHTxWIDTH") from None
+
+
+def mask_argument(text: str) -> tuple[str, float]:
+    """Take ``KIND:ACCELERATION`` apart, such as ``poisson:8``."""
+    kind, _, acceleration = text.partition(":")
+    try:
+        if not kind or not float(acceleration) >= 1:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KIND:ACCELERATION, such as poisson:8") from None
+    return kind, float(acceleration)
+
+
+def make_scenario(case: Case, kind: str, acceleration: float, mask: Mask | None = None) -> Scenario:
+    """Undersample a case; the maps see its calibration region only.
+
+    Parameters
+    ----------
+    case : Case
+        Fully sampled slice.
+    kind, acceleration : str, float
+        Of the mask.
+    mask : Mask, optional
+        That mask, where several slices share it; else it is drawn, seeded by the case's name.
 
     Raises
     ------
@@ -211,7 +266,8 @@ def make_scenario(case: Case, kind: str, acceleration: float) -> Scenario:
     """
     shape = (case.kspace.shape[-2], case.kspace.shape[-1])
     try:
-        mask = make_mask(kind, shape, acceleration, seed=case.name)
+        if mask is None:
+            mask = make_mask(kind, shape, acceleration, seed=case.name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CalibrationWarning)  # the table shows the size of the region
             problem = slice_problem(case.kspace, mask)

@@ -6,12 +6,8 @@ oracle, which nobody has in practice and which flatters these methods.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -87,69 +83,6 @@ METHODS = (
 )
 
 
-class Cache:
-    """Scores on disk, one JSON object a line, so that an interrupted run resumes where it was.
-
-    An entry says how its data looked, in numbers that a change of k-space, maps, or target moves; where they
-    differ from the present ones by more than rounding does, the entry is passed over and computed again.
-
-    Parameters
-    ----------
-    folder : Path or None
-        Where ``classical.jsonl`` lies; ``None`` keeps everything in memory.
-    """
-
-    TOLERANCE = 1e-3
-
-    def __init__(self, folder: Path | None) -> None:
-        self.path = None if folder is None else folder / "classical.jsonl"
-        self._entries: dict[str, dict[str, Any]] = {}
-        if self.path is None:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            text = self.path.read_text() if self.path.exists() else ""
-            whole = text[: text.rfind("\n") + 1]
-            if whole != text:  # a run was stopped while it wrote its last line
-                self.path.write_text(whole)
-        except OSError as error:
-            raise ReconError(f"{self.path}: the cache cannot be used: {error}") from None
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                entry = json.loads(line)
-                self._entries[entry["key"]] = entry
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise ReconError(f"{self.path}: line {number} is damaged; remove it or the file") from None
-
-    def scores(
-        self, what: dict[str, object], looks: dict[str, float], compute: Callable[[], Scores]
-    ) -> Scores:
-        """Look the scores up, or compute and store them.
-
-        Parameters
-        ----------
-        what : dict
-            What was done to what, JSON-ready; its hash is the key.
-        looks : dict of str to float
-            How the data look.
-        compute : callable
-            Makes the scores.
-        """
-        key = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
-        known = self._entries.get(key)
-        if known is not None and known["looks"].keys() == looks.keys():
-            differences = (abs(known["looks"][name] - value) for name, value in looks.items())
-            if all(difference <= self.TOLERANCE for difference in differences):
-                return known["scores"]
-        scores = compute()
-        entry = {"key": key, "what": what, "looks": looks, "scores": scores}
-        self._entries[key] = entry
-        if self.path is not None:
-            with self.path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-        return scores
-
-
 def climb(
     evaluate: Callable[[int], Scores], start: Iterable[int], bounds: tuple[int, int] = EXPONENTS
 ) -> dict[int, Scores]:
@@ -188,67 +121,75 @@ def best(tried: dict[int, Scores], target: str) -> int:
     return max(tried, key=lambda exponent: tried[exponent][target]["PSNR"])
 
 
-def score(scenario: Scenario, image: np.ndarray) -> Scores:
-    """Metrics of a magnitude image ``(H, W)`` in the units of k-space, against every target of the case."""
-    return {name: score_one(target.numpy(), image) for name, target in scenario.case.targets.items()}
-
-
 def score_one(target: np.ndarray, image: np.ndarray) -> dict[str, float]:
     """PSNR, SSIM and NMSE of one image ``(H, W)``, as fastMRI defines them for a volume of one slice."""
     return {metric.__name__.upper(): metric(target[None], image[None]) for metric in (psnr, ssim, nmse)}
 
 
-def best_scores(method: Method, scenario: Scenario, cache: Cache) -> dict[str, dict[str, float | bool]]:
-    """Metrics of a method at its best λ, for every target.
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A method's image at what suits it best for one target.
+
+    Attributes
+    ----------
+    image : ndarray
+        Magnitude ``(H, W)`` in the units of k-space, float32.
+    weight : float
+        The weight λ.
+    cropped : bool
+        Whether the coil maps are cropped.
+    scores : dict of str to float
+        Metrics against the target.
+    """
+
+    image: np.ndarray
+    weight: float
+    cropped: bool
+    scores: dict[str, float]
+
+
+def best_images(method: Method, scenario: Scenario, targets: Iterable[str] | None = None) -> dict[str, Found]:
+    """Images of a method at its best λ, for every target of the case, or for those named.
 
     The grid is climbed with the full maps first. Cropped maps are tried at the λ that was best then, and
     where they win the grid is climbed again with them.
 
-    Returns
-    -------
-    dict
-        Target -> ``PSNR``, ``SSIM``, ``NMSE``, ``lambda``, ``cropped``.
+    Raises
+    ------
+    ReconError
+        If nothing was acquired.
     """
-    problem, targets = scenario.problem, scenario.case.targets
-    combined = problem.operator.adjoint(problem.y).abs()
-    scale = float(combined.max())
+    problem = scenario.problem
+    names = list(scenario.case.targets) if targets is None else list(targets)
+    scale = float(problem.operator.adjoint(problem.y).abs().max())
     if not scale > 0:
         raise ReconError(f"{scenario.case.name}: the acquired data are all zero")
     y = (problem.y / scale).numpy()
     weights = scenario.mask.mask.expand(y.shape[-2:]).numpy().astype(np.float32)
-    looks = {
-        f"PSNR of |Aᴴy|, {name}": psnr(t.numpy()[None], combined.numpy()[None]) for name, t in targets.items()
-    }
-    sampled = hashlib.blake2b(np.packbits(weights > 0).tobytes(), digest_size=16).hexdigest()
+    images: dict[tuple[bool, int], np.ndarray] = {}
+    known: dict[tuple[bool, int], Scores] = {}
 
     def evaluate(exponent: int, *, cropped: bool) -> Scores:
+        if (cropped, exponent) in known:
+            return known[cropped, exponent]
         maps = scenario.cropped_maps if cropped else scenario.maps
-        what: dict[str, object] = {
-            "case": scenario.case.name,
-            "mask": sampled,
-            "method": method.name,
-            "settings": method.settings,
-            "cropped": cropped,
-            "exponent": exponent,
-        }
-        seen = looks | ({"cropped": float((maps == 0).all(0).double().mean())} if cropped else {})
-
-        def compute() -> Scores:
-            return score(scenario, scale * np.abs(method.solve(y, maps.numpy(), weights, 2.0**exponent)))
-
-        return cache.scores(what, seen, compute)
+        image = scale * np.abs(method.solve(y, maps.numpy(), weights, 2.0**exponent)).astype(np.float32)
+        images[cropped, exponent] = image
+        scores = {name: score_one(scenario.case.targets[name].numpy(), image) for name in names}
+        known[cropped, exponent] = scores
+        return scores
 
     tried = {False: climb(lambda k: evaluate(k, cropped=False), method.start)}
-    peaks = {target: best(tried[False], target) for target in targets}
+    peaks = {name: best(tried[False], name) for name in names}
     tried[True] = {k: evaluate(k, cropped=True) for k in sorted(set(peaks.values()))}
-    better = {
-        k for target, k in peaks.items() if tried[True][k][target]["PSNR"] > tried[False][k][target]["PSNR"]
-    }
+    better = {k for name, k in peaks.items() if tried[True][k][name]["PSNR"] > tried[False][k][name]["PSNR"]}
     if better:
         tried[True] |= climb(lambda k: evaluate(k, cropped=True), better)
-    result: dict[str, dict[str, float | bool]] = {}
-    for target in targets:
-        cropped = max(tried, key=lambda c: tried[c][best(tried[c], target)][target]["PSNR"])
-        exponent = best(tried[cropped], target)
-        result[target] = {**tried[cropped][exponent][target], "lambda": 2.0**exponent, "cropped": cropped}
+    result = {}
+    for name in names:
+        cropped = max(tried, key=lambda c: tried[c][best(tried[c], name)][name]["PSNR"])
+        exponent = best(tried[cropped], name)
+        result[name] = Found(
+            images[cropped, exponent], 2.0**exponent, cropped, tried[cropped][exponent][name]
+        )
     return result

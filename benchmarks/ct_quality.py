@@ -1,4 +1,4 @@
-r"""Image quality of CT from few views or a limited arc, against classical methods, on a patient left out.
+r"""Bias, resolution, noise and low contrast of CT from few views or a limited arc, on a patient left out.
 
 Slices get discs planted, are scanned on pixels half as wide as those reconstructed, with photon noise, and
 reconstructed from what was counted::
@@ -8,7 +8,8 @@ reconstructed from what was counted::
 
 What each method made of each scan is kept with ``--cache``: an interrupted run resumes, and measures are
 computed anew. The images of a method are known by its settings; empty the folder after a change to its code.
-Writes a Markdown page and a picture.
+Writes a Markdown page and a picture. PSNR, SSIM and their like are the business of
+``python -m benchmarks benchmarks/ct.yaml``.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ from priors.files import prior_hash, prior_path
 from priors.loading import load_prior
 from recon.ct import CTProblem, CTSettings, ct_problem, in_units
 from recon.errors import ReconError
-from recon.metrics import psnr, ssim
+from recon.metrics import psnr
 from recon.posterior import Posterior
 from recon.sampling import reconstruct
 from recon.scale import Scale
@@ -368,8 +369,8 @@ class Measures:
 
     Attributes
     ----------
-    psnr, ssim : float
-        dB, with the range of the truth as the peak; scikit-image's, 7 × 7 pixels.
+    psnr : float
+        dB, with the range of the truth as the peak: which image this is, in the picture.
     soft, lung : float
         Bias in HU.
     half, tenth : float
@@ -382,7 +383,6 @@ class Measures:
     """
 
     psnr: float
-    ssim: float
     soft: float
     lung: float
     half: float
@@ -406,7 +406,6 @@ def measure(case: Case, image: np.ndarray) -> Measures:
     noise = noise_texture(error, case.flat, case.pixel_size)
     return Measures(
         psnr=psnr(case.truth[None], image[None], case.data_range),
-        ssim=ssim(case.truth[None], image[None], case.data_range),
         soft=bias(image, case.truth, case.soft),
         lung=bias(image, case.truth, case.lung),
         half=half,
@@ -515,47 +514,6 @@ def table(rows: Sequence[Row], cells: Callable[[dict[str, Row]], dict[str, str]]
     return "\n".join(text)
 
 
-def quality(rows: Sequence[Row]) -> str:
-    """PSNR and SSIM, the best of each in bold, and by how much the diffusion methods lead."""
-    leaders = [row.name for row in next(iter(grouped(rows).values())).values() if row.method == "DDS"]
-
-    def cells(line: dict[str, Row]) -> dict[str, str]:
-        tops = {
-            name: form.format(max(getattr(row.measures, name) for row in line.values()))
-            for name, form in (("psnr", "{:.2f}"), ("ssim", "{:.3f}"))
-        }
-        made = {}
-        for name, row in line.items():
-            parts = (f"{row.measures.psnr:.2f}", f"{row.measures.ssim:.3f}")
-            shown = [f"**{part}**" if part == tops[m] else part for part, m in zip(parts, tops, strict=True)]
-            made[name] = " / ".join(shown)
-        if leaders and _classical(line):
-            lead = line[leaders[-1]].measures.psnr - max(row.measures.psnr for row in _classical(line))
-            made[f"{leaders[-1]} over best classical"] = f"{lead:+.2f} dB"
-        return made
-
-    said = [leads(rows, name) for name in leaders] if any(map(_classical, grouped(rows).values())) else []
-    return "\n".join([table(rows, cells), *([""] if said else []), *said])
-
-
-def leads(rows: Sequence[Row], name: str) -> str:
-    """Say whether an image is better than every classical one on every line, and where not."""
-    behind = []
-    for where, line in grouped(rows).items():
-        for measure_name, label in (("psnr", "PSNR"), ("ssim", "SSIM")):
-            others = [getattr(row.measures, measure_name) for row in _classical(line)]
-            lead = getattr(line[name].measures, measure_name) - max(others, default=-math.inf)
-            if lead <= 0:
-                behind.append(f"{', '.join(where)} ({label} {lead:+.3g})")
-    if behind:
-        return f"- {name} does not lead every classical method on: {'; '.join(behind)}."
-    return f"- {name} leads every classical method on every line, in PSNR and in SSIM."
-
-
-def _classical(line: dict[str, Row]) -> list[Row]:
-    return [row for row in line.values() if row.method in CLASSICAL]
-
-
 def biases(rows: Sequence[Row]) -> str:
     """Bias in soft tissue and lung."""
     return table(
@@ -627,7 +585,6 @@ def report(rows: Sequence[Row], *, command: str, prior: str, photons: float, pic
     """Make the whole page."""
     cases = list({row.case.name: row.case for row in rows}.values())
     case = cases[0]
-    ranges = ", ".join(f"{c.name}: {c.data_range:.0f} HU" for c in cases)
     contrasts = ", ".join(f"+{disc.contrast:g}" for disc in case.inserts)
     height, width = case.shape
     packages = ("torch", "numpy", "scipy", "scikit-image", "dis-recon")
@@ -655,11 +612,6 @@ def report(rows: Sequence[Row], *, command: str, prior: str, photons: float, pic
     ]
     text += ["", f"![Truth, reconstructions and spread, {WINDOW[0]:g} to {WINDOW[1]:g} HU]({picture})"]
     sections = {
-        "Image quality": (
-            "PSNR in dB / SSIM of the whole image; the peak is the range of the truth "
-            f"({ranges}). The best of each in bold.",
-            quality,
-        ),
         "Bias": (
             "Mean error in HU in soft tissue / lung: pixels of the body whose truth lies between "
             f"{SOFT[0]:g} and {SOFT[1]:g} HU / {LUNG[0]:g} and {LUNG[1]:g} HU, away from edges and from what "

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
-import shlex
 import sys
 import time
 import warnings
@@ -28,8 +26,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.cases import Scenario, make_scenario, measured_case, simulated_case
-from benchmarks.quality import nifti_argument
+from benchmarks.cases import (
+    Scenario,
+    make_scenario,
+    mask_argument,
+    measured_case,
+    nifti_argument,
+    simulated_case,
+)
+from benchmarks.machine import command, machine
 from priors.base import ScorePrior
 from priors.errors import PriorError
 from priors.files import prior_hash, prior_path
@@ -157,9 +162,14 @@ def figure(rows: Sequence[Row], path: Path) -> None:
     from matplotlib.figure import Figure
 
     places = list(dict.fromkeys(row["where"] for row in rows))
-    drawing = Figure(figsize=(5.2 * len(places), 4), layout="constrained")
+    columns = min(len(places), 2)
+    lines = -(-len(places) // columns)
+    drawing = Figure(figsize=(5.2 * columns, 4 * lines), layout="constrained")
     FigureCanvasAgg(drawing)
-    for axes, where in zip(np.atleast_1d(drawing.subplots(1, len(places))), places, strict=True):
+    grid = drawing.subplots(lines, columns, squeeze=False).ravel()
+    for unused in grid[len(places) :]:
+        unused.set_axis_off()
+    for axes, where in zip(grid, places, strict=False):
         for name in dict.fromkeys(row["name"] for row in rows):
             found = [row for row in rows if row["where"] == where and row["name"] == name]
             axes.plot([r["nfe"] for r in found], [r["psnr"] for r in found], "o-", label=name, markersize=4)
@@ -180,6 +190,14 @@ def main() -> None:
     )
     parser.add_argument("--measured", type=Path, metavar="FILE", help="fully sampled slice in BART's layout")
     parser.add_argument("--nifti", type=nifti_argument, nargs="+", default=[], metavar="FILE:SLICE[:HxW]")
+    parser.add_argument(
+        "--masks",
+        type=mask_argument,
+        nargs="+",
+        default=SCENARIOS,
+        metavar="KIND:ACCELERATION",
+        help="default: equispaced:4 poisson:8",
+    )
     parser.add_argument("--prior", default="brain")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--num-samples", type=int, default=2, help="samples whose error is averaged")
@@ -198,7 +216,7 @@ def main() -> None:
         digest = prior_hash(prior_path(options.prior))[:12]
         cases = [] if options.measured is None else [measured_case(options.measured)]
         cases += [simulated_case(*which) for which in options.nifti]
-        scenarios = [make_scenario(case, *which) for case in cases for which in SCENARIOS]
+        scenarios = [make_scenario(case, *which) for case in cases for which in options.masks]
         rows = []
         for row in run(
             scenarios,
@@ -214,20 +232,26 @@ def main() -> None:
             print(shown, file=sys.stderr, flush=True)
     except (ReconError, PriorError) as error:
         sys.exit(f"error: {error}")
-    words = [word.rpartition("/")[2] if "/" in word else word for word in sys.argv[1:]]
     page = [
         "# Quality against network evaluations",
         "",
         f"- date: {date.today().isoformat()}",
-        f"- machine: {platform.machine()}, {torch.get_num_threads()} threads; a shared machine",
-        f"- command: `{shlex.join(['python', '-m', 'benchmarks.nfe', *words])}`",
+        f"- machine: {machine()}; a shared machine",
+        f"- command: `{command('benchmarks.nfe', sys.argv[1:])}`",
         f"- prior: {prior.contract.name}, SHA-256 {digest}…, {options.precision}",
         f"- PSNR of single samples (mean square error averaged over {options.num_samples}) against the "
-        "coil-combined image; simulated coils and noise on processed magnitude images, where not measured",
+        "coil-combined image; simulated coils and noise on processed magnitude images, where not measured, "
+        "which flatters every solver",
+        "- realised acceleration and calibration region, from which the coil maps are: "
+        + "; ".join(
+            f"{s.case.name}, {s.mask.name} ×{s.asked:g}: ×{s.mask.acceleration:.2f}, {s.calibration[0]} × "
+            f"{s.calibration[1]}"
+            for s in scenarios
+        ),
         "",
         table(rows),
         "",
-        "![PSNR against network evaluations](nfe.png)",
+        f"![PSNR against network evaluations]({options.out.with_suffix('.png').name})",
         "",
     ]
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -28,9 +28,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.cases import NOISE, NUM_COILS
+from benchmarks.cases import NOISE, NUM_COILS, nifti_argument
 from benchmarks.classical import best, climb, score_one
-from benchmarks.quality import nifti_argument
 from operators.espirit import CalibrationWarning
 from operators.noncartesian import (
     NonCartesianMRI,

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recon.errors import ReconError
 from recon.io.fastmri import centre_crop, find_target, read_images
 from recon.metrics import METRICS
@@ -227,7 +229,26 @@ def evaluate(
     return result
 
 
-def _score(path: Path, prediction: Path, target: str, acquisition: str | None) -> VolumeScore:
+def comparable_volumes(path: Path, prediction: Path, target: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read a target and its prediction, both cropped to a square of the target's width.
+
+    Parameters
+    ----------
+    path, prediction : Path
+        The file with the target, and that with the dataset ``reconstruction``.
+    target : str
+        The target's dataset.
+
+    Returns
+    -------
+    truth, images : numpy.ndarray
+        (slices, w, w).
+
+    Raises
+    ------
+    ReconError
+        If either cannot be read or cropped, or their numbers of slices differ.
+    """
     truth, images = read_images(path, target), read_images(prediction)
     width = truth.shape[-1]
     for file, name, volume in ((path, target, truth), (prediction, "reconstruction", images)):
@@ -237,12 +258,17 @@ def _score(path: Path, prediction: Path, target: str, acquisition: str | None) -
             )
     if len(truth) != len(images):
         raise ReconError(f"{prediction}: it has {len(images)} slices but the target has {len(truth)}")
-    truth, images = centre_crop(truth, (width, width)), centre_crop(images, (width, width))
+    return centre_crop(truth, (width, width)), centre_crop(images, (width, width))
+
+
+def _score(path: Path, prediction: Path, target: str, acquisition: str | None) -> VolumeScore:
+    truth, images = comparable_volumes(path, prediction, target)
     try:
         metrics = {name: metric(truth, images) for name, metric in METRICS.items()}
     except ReconError as error:
         raise ReconError(f"{path}: '{target}' cannot be compared with: {error}") from error
-    return VolumeScore(path.name, target, acquisition, (len(truth), width, width), metrics)
+    slices, height, width = truth.shape
+    return VolumeScore(path.name, target, acquisition, (slices, height, width), metrics)
 
 
 def _sample_std(values: list[float], mean: float) -> float:

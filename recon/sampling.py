@@ -66,8 +66,9 @@ def reconstruct(
     quantiles
         Quantiles of the magnitude to compute, in [0, 1]; these keep the magnitudes.
     micro_batch
-        Samples the solver works on at once; 1 on a CPU, 8 elsewhere if not given. It is always filled, and
-        what is surplus discarded, so that a sample does not depend on how many were asked for.
+        Samples the solver works on at once. If not given, 1 on a CPU, so that a sample does not depend on how
+        many were asked for; elsewhere ``num_samples``, at most 8. It is always filled, and what is surplus
+        discarded.
     on_progress
         Called with ``(steps done, steps in all)``.
 
@@ -96,7 +97,7 @@ def reconstruct(
     if not bool(torch.isfinite(y).all()):
         raise ReconError("the measurement holds values that are not finite")
     if micro_batch is None:
-        micro_batch = 1 if y.device.type == "cpu" else 8
+        micro_batch = 1 if y.device.type == "cpu" else max(1, min(num_samples, 8))
     if micro_batch < 1:
         raise ReconError(f"micro_batch must be at least 1, got {micro_batch}")
     if noise_std is not None and not 0 <= noise_std < math.inf:

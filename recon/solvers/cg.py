@@ -152,15 +152,15 @@ def cg(
     goal = torch.maximum(tol**2 * bb, (10 * limits.eps) ** 2 * largest).clamp_min(limits.tiny)
     done = rr <= goal
     iterations = torch.zeros_like(rr, dtype=torch.long)
+    negative = torch.zeros_like(done)
+    # A GPU would wait for each look at what it has computed, which costs more than steps that change nothing.
+    looks = tol > 0 or b.device.type == "cpu"
     for _ in range(max_iter):
-        if bool(done.all()):
+        if looks and bool((done | negative).all()):
             break
         hp = matrix(p)
         curvature = dot(p, hp)
-        if bool(((curvature < 0) & ~done).any()):
-            raise ReconError(
-                "conjugate gradients met a negative curvature: the operator is not A^H A of anything"
-            )
+        negative = negative | ((curvature < 0) & ~done)
         # A direction in the null space cannot be improved along; that item is done.
         done = done | (curvature == 0)
         alpha = torch.where(done, 0.0, rr / curvature)
@@ -172,5 +172,9 @@ def cg(
         rr = torch.where(done, rr, fresh)
         done = done | (rr <= goal)
         p = torch.addcmul(r, beta, p)
+    if bool(negative.any()):
+        raise ReconError(
+            "conjugate gradients met a negative curvature: the operator is not A^H A of anything"
+        )
     residual = torch.where(rr == 0, 0.0, (rr / bb).sqrt())
     return CGResult(x, iterations.flatten(-axes)[..., 0], residual.flatten(-axes)[..., 0])

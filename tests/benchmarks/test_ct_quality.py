@@ -56,7 +56,6 @@ def quick(monkeypatch):
 def test_the_truth_is_worth_everything(case):
     found = measure(case, case.truth)
     assert found.psnr == math.inf
-    assert found.ssim == pytest.approx(1)
     assert (found.soft, found.lung, found.std) == (0, 0, 0)
     for contrast, seen in found.inserts:
         assert seen.contrast == pytest.approx(contrast, abs=0.1)
@@ -226,28 +225,18 @@ def test_an_error_names_the_scan_and_the_method(case):
 # The page
 
 
-def row(case, method, name, psnr, ssim=0.9, snr=4.0):
+def row(case, method, name, psnr, snr=4.0):
     image = np.zeros(case.shape, dtype=np.float32)
     seen = tuple((c, Detection(c / 2, snr * c / 40)) for c in (20.0, 40.0, 80.0))
-    measures = Measures(psnr, ssim, -1.26, 2.0, 2.5, math.nan, 9.04, 0.5, seen)
+    measures = Measures(psnr, -1.26, 2.0, 2.5, math.nan, 9.04, 0.5, seen)
     return Row(case, SCAN, method, name, image, Solved(image, image, image, "2^-16", 3, 12.3), measures)
 
 
 def test_tables(case):
-    rows = [row(case, "TV", "TV", 30.0, 0.95), row(case, "DDS", "one", 29.0), row(case, "DDS", "mean", 31.5)]
-    text = benchmark.quality(rows)
-    assert "| slice | beam | scan | TV | one | mean | mean over best classical |" in text
-    assert (
-        "| phantom | parallel | 20 views | 30.00 / **0.950** | 29.00 / 0.900 | **31.50** / 0.900 | +1.50 dB |"
-    ) in text
-    assert "- one does not lead every classical method on: phantom, parallel, 20 views (PSNR -1)" in text
-    assert text.endswith(
-        "mean does not lead every classical method on: phantom, parallel, 20 views (SSIM -0.05)."
-    )
-    rows[2] = row(case, "DDS", "mean", 31.5, 0.96)
-    assert benchmark.quality(rows).endswith(
-        "mean leads every classical method on every line, in PSNR and in SSIM."
-    )
+    rows = [row(case, "TV", "TV", 30.0), row(case, "DDS", "one", 29.0), row(case, "DDS", "mean", 31.5)]
+    text = benchmark.biases(rows)
+    assert "| slice | beam | scan | TV | one | mean |" in text
+    assert "| phantom | parallel | 20 views | -1.3 / +2.0 |" in text
     assert "| -1.3 / +2.0 |" in benchmark.biases(rows)
     assert "| 2.50 / – |" in benchmark.resolution(rows)
     assert "| 9.0 / 0.50 |" in benchmark.noise(rows)
@@ -288,7 +277,7 @@ def test_from_the_series_to_the_page(tmp_path, capsys):
     assert "--data hu.h5" in page
     assert "left_out, CC BY 4.0" in page
     assert "2e+05 photons" in page
-    assert page.count("| slice 0 | fan | 12 views |") == page.count("| slice 0 | fan | 90°, 90 views |") == 6
+    assert page.count("| slice 0 | fan | 12 views |") == page.count("| slice 0 | fan | 90°, 90 views |") == 5
     assert "](ct.png)" in page
     picture = (tmp_path / "new" / "ct.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
