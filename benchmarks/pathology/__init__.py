@@ -1,0 +1,1 @@
+"""Whether reconstructions keep what a radiologist looks for: boxes of fastMRI+, and planted lesions."""
