@@ -60,7 +60,7 @@ def main() -> None:
     prior, settings = load_prior("chest"), CTSettings(num_samples=1, units="HU", photons=arguments.photons)
     truth = 1000 * truth / MU_WATER - 1000
     panels = {"truth": truth}
-    for name, solver in (("DDS, slice by slice", DDS()), ("DDS-3D", DDS3D())):
+    for name, solver in (("DDS, slice by slice", DDS.ct()), ("DDS-3D", DDS3D.ct())):
         image = reconstruct_sinogram(sinogram, A, prior, solver, settings).mean
         error = image - truth
         total, along_z = (float(e.square().mean().sqrt()) for e in (error, error.diff(dim=0)))

@@ -62,6 +62,10 @@ class AdjacentSlices(DDS):
     the difference of a pixel has a variance of its own. At every noise level the data term holds the mean of
     its inverse given the difference e that the level's estimate has: ``(v + k) / (v b^2 + |e|^2)`` with k
     real components.
+
+    A neighbour is weighed against the denoised image by the variance v that :meth:`ScorePrior.error_variance`
+    tells of its error. The data's weight, ``sigma^2 / s^2``, trusts the denoised image less than that, which
+    is right for data alone: with it, neighbours overrule what the prior knows of a slice.
     """
 
     needs: ClassVar[Needs] = Needs(volume=True, noise=True)
@@ -137,14 +141,18 @@ class AdjacentSlices(DDS):
             return self.data_consistency(problem, prior)
         components = 2 if problem.adjoint_y.is_complex() else 1
         # The largest there can be, and not the largest there is, so that no item depends on its batch.
-        largest = term.largest + len(neighbours) * variance * float(
-            self.precision(torch.zeros(()), scale, components)
-        )
+        most = len(neighbours) * float(self.precision(torch.zeros(()), scale, components))
 
         def step(denoised: Tensor, sigma: float) -> Tensor:
-            weights = [variance * self.precision(denoised - x, scale, components) for x in neighbours]
+            share = variance
+            if not self.noise_free:
+                gamma = self.weight(sigma, problem.noise_std)
+                # What multiplies all of the term is gamma.
+                share = prior.error_variance(sigma) / gamma if gamma > 0 else 0.0
+            weights = [share * self.precision(denoised - x, scale, components) for x in neighbours]
             total = torch.stack(weights).sum(0)
             pull = sum(weight * x for weight, x in zip(weights, neighbours, strict=True))
+            largest = term.largest + share * most
             both = DataTerm(lambda v: term.matrix(v) + total * v, term.right + pull, largest, term.axes)
             return self.towards(denoised, sigma, problem.noise_std, both)
 

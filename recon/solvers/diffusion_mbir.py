@@ -32,6 +32,7 @@ from recon.solvers.dds_3d import (
     check_penalty,
     coupled,
     denoise_slices,
+    unfolded_noise,
 )
 from recon.solvers.score_mri import ScoreMRI
 
@@ -39,10 +40,11 @@ THRESHOLD = 0.03
 """Difference between slices below which the default weights make it zero, in levels of the prior.
 
 Tried on a simulated fan-beam scan of a chest, 60 views, six slices of 5 mm, 128 x 128 pixels, with the
-bundled prior. With five iterations of conjugate gradients, a coupling of 0.01 and this threshold: 33.1 dB,
-and an error along z of 32 HU; with a coupling of 0.03: 32.7 dB; with a threshold of 0.1: 32.5 dB. Slice by
-slice: 31.2 dB and 53 HU; 27.3 dB with the one iteration of the paper, and 30.5 dB with ten, which let in the
-noise of the data. The patient is that of ``benchmarks.ct_volume``, whose table flatters these defaults.
+bundled prior and noise levels down to that of the data. With five iterations of conjugate gradients, a
+coupling of 0.01 and this threshold: 33.1 dB, and an error along z of 32 HU; with a coupling of 0.03: 32.7 dB;
+with a threshold of 0.1: 32.5 dB. Slice by slice: 31.2 dB and 53 HU; 27.3 dB with the one iteration of the
+paper, and 30.5 dB with ten, which let in the noise of the data. That patient is the one of
+``benchmarks.ct_volume``, whose table flatters these two weights; on others see ``docs/what-matters.md``.
 """
 
 
@@ -66,8 +68,9 @@ class DiffusionMBIR:
         Signal-to-noise ratio r of a corrector step, ``eps = 2 (r |z| / |score|)^2``, with norms over slices.
     sigma_max, sigma_min
         First and last noise level, geometrically spaced, within the prior's range. ``None`` for
-        ``sigma_max``: twice the level of the prior's images. ``None`` for ``sigma_min``: the measurement's
-        noise level.
+        ``sigma_max``: twice the level of the prior's images. ``None`` for ``sigma_min``: that of the noise
+        which the data leave in a conjugate-gradient image. Further down the prior takes no more of it away,
+        and every level lets in more.
     start
         ``"warm"``: the first volume is a conjugate-gradient reconstruction plus noise of ``sigma_max``.
         ``"noise"``: noise alone, as in the paper.
@@ -137,15 +140,15 @@ class DiffusionMBIR:
         """Network evaluations of a slice; there is no corrector at the final level, zero."""
         return self._sampler().nfe
 
-    def sigmas(self, prior: ScorePrior, noise_std: float) -> list[float]:
-        """Noise levels for a measurement of that noise, the last one zero.
+    def sigmas(self, prior: ScorePrior, image_noise: float) -> list[float]:
+        """Noise levels where the data leave that noise in the image, the last one zero.
 
         Raises
         ------
         SolverError
             If nothing is left of the asked range within the prior's.
         """
-        return self._sampler().sigmas(prior, noise_std)
+        return self._sampler().sigmas(prior, image_noise)
 
     def _sampler(self) -> ScoreMRI:
         """What samples the slices."""
@@ -175,7 +178,7 @@ class DiffusionMBIR:
         """
         check_needs(self, problem, prior)
         lam = self.coupling * THRESHOLD * prior.contract.level if self.lam is None else self.lam
-        variation = ThroughPlaneTV(lam / self.coupling, problem.adjoint_y) if lam > 0 else None
+        variation = ThroughPlaneTV(problem.adjoint_y) if lam > 0 else None
         rho = self.coupling * problem.norm**2
         draws = itertools.count()
 
@@ -185,9 +188,14 @@ class DiffusionMBIR:
         def score(x: Tensor, sigma: float) -> Tensor:
             return (denoise_slices(prior, x, sigma, self.slice_batch) - x) / sigma**2
 
-        sigmas = self.sigmas(prior, problem.noise_std)
+        image_noise = 0.0
+        if problem.noise_std > 0:
+            left = unfolded_noise(problem)
+            components = 2 if left.is_complex() else 1
+            image_noise = float(left.abs().square().mean() / components) ** 0.5
+        sigmas = self.sigmas(prior, image_noise)
         # Data that are cleaner than the last level have more to say; a margin keeps rounding out of it.
-        ends_with_data = problem.noise_std < (1 - 1e-6) * sigmas[-2]
+        ends_with_data = image_noise < (1 - 1e-6) * sigmas[-2]
         x = sigmas[0] * z()
         if self.start == "warm":
             x = x + problem.unfolded
@@ -207,7 +215,7 @@ class DiffusionMBIR:
                 term = coupled(problem, variation, rho)
                 x = cg(term.matrix, term.right.expand_as(x), x, max_iter=self.cg_iterations, axes=term.axes).x
                 if variation is not None:
-                    variation.update(x)
+                    variation.update(x, lam / self.coupling)
             check_finite(x, index, "DiffusionMBIR")
             if on_step is not None:
                 on_step(index + 1, self.steps)

@@ -63,8 +63,9 @@ class Perpendicular(DDS3D):
 
     As :class:`~recon.solvers.dds_3d.DDS3D`, but every ``period``-th noise level the slices that are denoised
     are those of a perpendicular plane, by a prior of their own if :class:`PerpendicularPriors` are given and
-    by the same one otherwise, which is right where voxels are cubes and the anatomy looks alike in both. What
-    holds the slices together is then the second prior, and there is no total variation unless asked for.
+    by the same one otherwise, which is right where voxels are cubes and the anatomy looks alike in both, and
+    helps a little where they are not. What holds the slices together is then the second prior, and there is
+    no total variation unless asked for.
 
     Parameters
     ----------
@@ -72,7 +73,7 @@ class Perpendicular(DDS3D):
         As for :class:`~recon.solvers.dds.DDS`.
     cg_iterations, cg_tolerance, noise_free
         As for :class:`~recon.solvers.dds_3d.DDS3D`.
-    lam, coupling
+    lam, coupling, difference
         Total variation across the slices in plane, as for :class:`~recon.solvers.dds_3d.DDS3D`.
     slice_batch
         Slices that a prior is given at once: a matter of memory.
@@ -80,7 +81,9 @@ class Perpendicular(DDS3D):
         The other plane: ``"coronal"``, slices ``(D, W)``, or ``"sagittal"``, slices ``(D, H)``; D is
         vertical in both.
     period
-        Of so many noise levels the last is the other plane's.
+        Of so many noise levels the last is the other plane's. 2 takes them in turn, which is for a prior of
+        that plane's own; one that was made for slices in plane, and knows little of voxels that are longer
+        along z, costs detail with every turn. See ``docs/what-matters.md``.
 
     Raises
     ------
@@ -96,7 +99,7 @@ class Perpendicular(DDS3D):
 
     lam: float | None = 0.0
     plane: str = "coronal"
-    period: int = 2
+    period: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,8 +9,8 @@ import torch
 
 from benchmarks import ct_volume as benchmark
 from benchmarks.ct_cases import Scan
-from benchmarks.ct_quality import Cache
-from benchmarks.ct_volume import APART, Task, measure, read_volume, run, simulate
+from benchmarks.ct_quality import Cache, Solved
+from benchmarks.ct_volume import APART, Measures, Row, Task, measure, read_volume, run, simulate
 from operators.attenuation import MU_WATER, hu_to_mu
 from priors import Contract, DenoisingUNet, GaussianPrior, NetworkPrior, NetworkSettings, save_prior
 from recon.errors import ReconError
@@ -138,6 +138,30 @@ def test_a_run_resumes_and_is_told_of(volume, prior, tmp_path, monkeypatch):
     held = next(row for row in rows if row.name == "DDS-3D")
     assert f"({held.measures.psnr - rows[0].measures.psnr:+.2f})" in text
     assert "- DDS-3D: the error along z is below that of slice by slice in " in benchmark.verdicts(rows)
+
+
+@pytest.mark.parametrize(
+    ("psnr", "along_z", "stripes", "counts"),
+    [(29.9, 49.0, 5.0, (1, 1, 1)), (29.7, 50.0, 5.1, (0, 0, 0)), (31.0, 60.0, 4.0, (0, 1, 1))],
+)
+def test_what_is_said_of_a_method(volume, psnr, along_z, stripes, counts):
+    def row(name, *measures):
+        image = volume.truth
+        return Row(
+            Scan("fan", 12),
+            name,
+            "sample",
+            image,
+            Solved(image, image, image, "", 3, 1.0),
+            Measures(*measures),
+        )
+
+    rows = [row(APART, 30.0, 50.0, 5.0, 80.0), row("DDS-3D", psnr, along_z, stripes, 80.0)]
+    below, plain, kept = counts
+    assert benchmark.verdicts(rows) == (
+        f"- DDS-3D: the error along z is below that of slice by slice in {below} of 1 comparisons, stripes "
+        f"are no stronger in {plain}, and less than 0.2 dB is lost in plane in {kept}."
+    )
 
 
 def test_command_line(path, tmp_path, capsys):

@@ -91,13 +91,14 @@ def test_equal_to_the_dense_recursion(sweeps):
             follow = torch.zeros(N, N, dtype=C128)  # of the sum of the neighbours
             for sigma, lower in pairwise(sigmas):
                 W = C @ torch.linalg.inv(C + sigma**2 * identity)
-                P = torch.linalg.inv(
-                    identity + sigma**2 * (A.mH @ A / given.noise_std**2 + len(near) / b**2 * identity)
-                )
-                drawn = math.sqrt(float((sigma**2 * W).diagonal().real.mean()))
+                # The error of the denoised image, against which the neighbours are weighed.
+                v = float((sigma**2 * W).diagonal().real.mean())
+                precision = sigma**2 * A.mH @ A / given.noise_std**2 + len(near) * v / b**2 * identity
+                P = torch.linalg.inv(identity + precision)
+                drawn = math.sqrt(v)
                 pull = sigma**2 * A.mH @ given.y[k].flatten() / given.noise_std**2
                 x = P @ (W @ x + m - W @ m + pull)
-                follow = P @ (W @ follow + sigma**2 / b**2 * identity)
+                follow = P @ (W @ follow + v / b**2 * identity)
                 gain = [*(P @ W @ g for g in gain), drawn * P, lower * identity]
             neighbours = [mean[j * N : (j + 1) * N] for j in near]
             mean[k * N : (k + 1) * N] = x + follow @ sum(neighbours, 0 * m)
@@ -204,7 +205,7 @@ def test_it_helps_where_slices_are_alike():
         error[difference] = float((x - truth)[:, 1:].norm())
         rough[difference] = float(through_plane(x).norm())
     assert error[None] < 0.9 * error[math.inf]
-    assert rough[None] < 0.6 * rough[math.inf]
+    assert rough[None] < 0.7 * rough[math.inf]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, C128])

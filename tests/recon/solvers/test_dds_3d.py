@@ -13,10 +13,11 @@ from priors import GaussianPrior
 from recon import DDS, DDS3D, Scale, reconstruct
 from recon.solvers.base import Problem, SolverError
 from recon.solvers.dds_3d import (
-    DIFFERENCE,
+    LEAST_DIFFERENCE,
     PAPER_LAM,
     PAPER_RHO,
     ThroughPlaneTV,
+    mean_difference,
     through_plane,
     through_plane_adjoint,
 )
@@ -132,12 +133,12 @@ def test_differences_have_their_adjoint(shape):
 def test_iterated_admm_denoises_two_slices(dtype):
     """The minimum of |x - x^|^2 / 2 + lam |x1 - x0|: each comes nearer by lam, until they are equal."""
     given, lam, rho = randn(2, 4, 3, dtype=dtype), 0.4, 1.3
-    variation = ThroughPlaneTV(lam / rho, given)
+    variation = ThroughPlaneTV(given)
     matrix = torch.tensor([[1 + rho, -rho], [-rho, 1 + rho]], dtype=dtype)
     for _ in range(300):
         right = given + rho * variation.pull()
         x = torch.linalg.solve(matrix, right.flatten(1)).reshape(given.shape)
-        variation.update(x)
+        variation.update(x, lam / rho)
     apart = given[1] - given[0]
     move = 0.5 * apart * (2 * lam / apart.abs()).clamp_max(1)
     assert float((apart.abs() < 2 * lam).sum()) > 0
@@ -196,7 +197,7 @@ def test_total_variation_helps_where_slices_are_alike():
 
 def test_differences_fall_with_the_weight():
     _, given, prior = alike_slices_problem()
-    default, _ = DDS3D().penalty(given, prior)
+    default, _ = DDS3D().penalty(given, prior, 0.3)
     noise = keyed_noise(given.operator.domain_shape)
     rough = [
         roughness(samples_of(DDS3D(nfe=15, lam=lam), given, prior, noise))
@@ -205,14 +206,48 @@ def test_differences_fall_with_the_weight():
     assert all(high > 1.1 * low for high, low in pairwise(rough))
 
 
-def test_default_weights():
-    given, prior = problem(), gaussian_prior()
-    difference = DIFFERENCE * prior.contract.level
-    lam, rho = DDS3D().penalty(given, prior)
-    assert lam == pytest.approx(given.noise_std**2 / given.norm**2 / difference)
-    assert rho == pytest.approx(lam / difference)
-    assert DDS3D(lam=0.2, coupling=3.0).penalty(given, prior) == (0.2, 3.0)
-    assert DDS3D(lam=0.2).penalty(given, prior)[1] == pytest.approx(0.2 / difference)
+@pytest.mark.parametrize("sigma", [0.1, 2.0])
+def test_default_weights(sigma):
+    """Beside the denoised volume the total variation weighs v / b, however much the data do."""
+    given, prior, b = problem(), gaussian_prior(), 0.3
+    v, square = prior.error_variance(sigma), given.norm**2
+    for chosen, gamma in ((None, (sigma / given.noise_std) ** 2), (2.5, 2.5)):
+        lam, rho = DDS3D(difference=b, gamma=chosen).penalty(given, prior, sigma)
+        assert gamma * lam * square == pytest.approx(v / b)
+        assert rho == pytest.approx(lam / b)
+    assert DDS3D(gamma=0.0, difference=b).penalty(given, prior, sigma) == (0.0, 0.0)
+    noise_free = DDS3D(noise_free=True, difference=b).penalty(given, prior, sigma)
+    assert noise_free == pytest.approx((given.noise_std**2 / square / b, given.noise_std**2 / square / b**2))
+    assert DDS3D(lam=0.2, coupling=3.0).penalty(given, prior, sigma) == (0.2, 3.0)
+    assert DDS3D(lam=0.2, difference=b).penalty(given, prior, sigma)[1] == pytest.approx(0.2 / b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, C128])
+@pytest.mark.parametrize("noise_std", [0.0, 0.5])
+def test_the_mean_difference_is_that_of_the_volume(dtype, noise_std):
+    """``exp(-|d| / b)`` has the mean b for real numbers and 2 b for complex ones; noise is taken off."""
+    slices, components = 60, 2 if dtype is C128 else 1
+    steps = 0.4 * torch.tensor([0, 1] * (slices // 2), dtype=dtype)[:, None, None].expand(slices, 8, 9)
+    identity, prior = ThroughPlaneAverage((slices, 8, 9), 1).to(dtype), gaussian_prior()
+    level = math.sqrt(components) * noise_std
+    noisy = steps + level * randn(*steps.shape, seed=7, dtype=dtype)
+    raw = float(through_plane(noisy).abs().mean()) / components
+    found = mean_difference(Problem(noisy, identity, noise_std), prior)
+    # Mean magnitudes do not quite add up as standard deviations do.
+    assert found == pytest.approx(0.4 / components, rel=0.2 if noise_std else 1e-6)
+    assert noise_std == 0 or raw > 1.5 * found
+    alike = Problem(0 * noisy, identity, noise_std)
+    assert mean_difference(alike, prior) == LEAST_DIFFERENCE * prior.contract.level
+
+
+def test_the_coupling_follows_the_prior_s_error(monkeypatch):
+    """With the error of the prior gone, and with it what total variation could mend, it is slice by slice."""
+    given, prior, noise = problem(), gaussian_prior(), keyed((0, 1))
+    apart, together = (samples_of(solver(eta=0.0, lam=lam), given, prior, noise) for lam in (0.0, None))
+    assert float((apart - together).norm()) > 1e-2 * float(apart.norm())
+    monkeypatch.setattr(prior, "error_variance", lambda sigma: 0.0)
+    surely = samples_of(solver(eta=0.0), given, prior, noise)
+    torch.testing.assert_close(surely, apart, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("weights", [{}, {"lam": 0.01, "coupling": 0.1}])
@@ -320,6 +355,7 @@ def test_published_settings():
         ({"slice_batch": 0}, "DDS3D: slice_batch must be at least 1, got 0"),
         ({"lam": -0.1}, "DDS3D: lam must not be negative, got -0.1"),
         ({"lam": math.nan}, "DDS3D: lam must not be negative, got nan"),
+        ({"difference": 0.0}, "DDS3D: difference must be positive, got 0.0"),
         ({"coupling": 0.0}, r"DDS3D: coupling must be positive, got 0.0"),
         ({"coupling": math.inf}, r"DDS3D: coupling must be positive, got inf"),
         ({"step": "euler"}, "DDS3D: step is one of renoise, paper, released, not 'euler'"),
@@ -335,8 +371,8 @@ def test_the_noise_level_is_needed_for_the_weights():
     for settings, message in (
         ({}, "got 0.0; or set gamma or noise_free"),
         ({"noise_free": True}, "got 0.0; or set lam"),
-        ({"gamma": 1.0}, "got 0.0; or set lam"),
     ):
         with pytest.raises(SolverError, match=f"DDS3D needs a positive noise level, {message}"):
             samples_of(solver(**settings), given, Counting(), keyed())
-    assert torch.isfinite(samples_of(solver(gamma=1.0, lam=0.1), given, Counting(), keyed()).abs()).all()
+    for enough in (solver(gamma=1.0), solver(noise_free=True, lam=0.1)):
+        assert torch.isfinite(samples_of(enough, given, Counting(), keyed()).abs()).all()

@@ -17,6 +17,7 @@ from tests.operators.helper import dense
 from tests.recon.solvers import helper
 from tests.recon.solvers.helper import (
     C128,
+    Counting,
     alike_slices_problem,
     keyed_noise,
     randn,
@@ -39,7 +40,9 @@ def norms(x):
 
 
 @pytest.mark.parametrize("noise_std", [0.2, 0.0])
-@pytest.mark.parametrize("settings", [{}, {"start": "noise", "sigma_max": 5.0, "sigma_min": 0.1}])
+@pytest.mark.parametrize(
+    "settings", [{"sigma_min": 0.1}, {"start": "noise", "sigma_max": 5.0, "sigma_min": 0.1}]
+)
 def test_without_total_variation_it_replaces_what_was_measured_as_score_mri_does(noise_std, settings):
     """Where A A^H is a projection, one step of conjugate gradients is x + A^H (y - A x)."""
     mask = random_mask(SHAPE)
@@ -60,7 +63,9 @@ def test_without_total_variation_it_replaces_what_was_measured_as_score_mri_does
 def test_equal_to_the_paper_s_steps_worked_out_densely(noise_std):
     lam, rho, prior, noise = 0.1, 0.3, gaussian_prior(), keyed((0, 1, 2))
     given = volume_problem(SLICES, SHAPE, noise_std=noise_std)
-    solver = DiffusionMBIR(steps=5, corrector_steps=2, cg_iterations=1, lam=lam, coupling=rho, start="noise")
+    solver = DiffusionMBIR(
+        steps=5, corrector_steps=2, cg_iterations=1, lam=lam, coupling=rho, start="noise", sigma_min=0.06
+    )
     A, identity = dense(given.operator, VOLUME).to(C128), torch.eye(N, dtype=C128)
     square = torch.linalg.matrix_norm(A, 2) ** 2
     m, C = prior.mean.flatten().repeat(SLICES), slicewise_covariance(prior, SLICES)
@@ -90,6 +95,26 @@ def test_equal_to_the_paper_s_steps_worked_out_densely(noise_std):
             w = moved - z
     torch.testing.assert_close(samples_of(solver, given, prior, noise).flatten(1), x, rtol=1e-3, atol=1e-3)
     assert float((z == 0).double().mean()) not in (0.0, 1.0)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_it_ends_where_the_data_s_noise_is_that_of_the_image(share):
+    """Orthonormal samples of one coil: an image has their noise, but for the share that is not sampled."""
+    shape, noise_std = (24, 24), 0.3
+    mask = random_mask(shape, share)
+    A = SliceStack(SinglecoilMRI(mask).to(C128), SLICES)
+    levels: list[float] = []
+
+    class Listening(Counting):
+        def denoise_channels(self, x, sigma):
+            levels.append(float(sigma[0]))
+            return super().denoise_channels(x, sigma)
+
+    given = Problem(mask * randn(SLICES, *shape, seed=5), A, noise_std)
+    samples_of(DiffusionMBIR(steps=4, corrector_steps=0), given, Listening(), keyed_noise((SLICES, *shape)))
+    expected = noise_std * math.sqrt(float(mask.double().mean()))
+    assert min(levels) == pytest.approx(expected, rel=0.05)
+    assert max(levels) == pytest.approx(2 * Counting().contract.level)
 
 
 def test_total_variation_helps_where_slices_are_alike():
