@@ -9,6 +9,7 @@ by the cheapest road:
 - In ``AᴴA`` they cancel: an FFT without shifts and a mask that was shifted beforehand are enough.
 - Along a direction in which the mask does not vary, the two transforms of ``AᴴA`` cancel altogether: a mask
   of columns needs one-dimensional FFTs only.
+- With a mask of columns rows do not mix, and those in which no coil is sensitive are left out of ``AᴴA``.
 - On a CPU the coils are processed in blocks that stay in the cache.
 """
 
@@ -249,6 +250,14 @@ class MulticoilMRI(_CartesianMRI):
         self.register_buffer(
             "maps", maps.detach().resolve_conj().clone(memory_format=torch.contiguous_format)
         )
+        self._rows = self._measured_rows()
+
+    def _measured_rows(self) -> slice:
+        """Rows of the image that `_combine_projected` has to compute; the others of ``AᴴA x`` are zero."""
+        if -2 in self._normal_dim:
+            return slice(None)
+        sensitive = (self.maps != 0).flatten(0, -3).any(dim=0).any(dim=-1).nonzero().flatten().tolist()
+        return slice(sensitive[0], sensitive[-1] + 1) if sensitive else slice(0, 1)
 
     @property
     def num_coils(self) -> int:
@@ -297,11 +306,12 @@ class MulticoilMRI(_CartesianMRI):
     def _combine_projected(self, x: Tensor) -> Tensor:
         x, maps = self._expand(x, self.image_shape)
         out = torch.zeros_like(x, memory_format=torch.contiguous_format)
-        for item, coils, (z, scratch) in self._blocks(x, 2):
+        x, maps, inner = (tensor[..., self._rows, :] for tensor in (x, maps, out))
+        for item, coils, (z, scratch) in self._blocks(inner, 2):
             block = maps[item][..., coils, :, :]
             torch.mul(block, x[item].unsqueeze(-3), out=z)
             self._project(z, scratch)
-            _add_combined(out[item], block, z)
+            _add_combined(inner[item], block, z)
         return out
 
     def _expand(self, x: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
@@ -317,19 +327,19 @@ class MulticoilMRI(_CartesianMRI):
         Yields the index of a batch item, a slice of coils, and as many scratch tensors as asked for; all at
         once, where cutting gains nothing: on a GPU, and where everything is small.
         """
-        batch, coils = image.shape[:-2], self.num_coils
-        pixels = math.prod(self.image_shape)
+        batch, coils, size = image.shape[:-2], self.num_coils, image.shape[-2:]
+        pixels = math.prod(size)
         budget = _BLOCK * torch.get_num_threads()
         if image.device.type != "cpu" or math.prod(batch) * coils * pixels <= budget:
-            shape = (*batch, *self.range_shape)
+            shape = (*batch, coils, *size)
             yield (), slice(None), [image.new_empty(shape) for _ in range(scratch)]
             return
         step = min(coils, max(1, budget // pixels))
-        buffers = [image.new_empty((step, *self.image_shape)) for _ in range(scratch)]
+        buffers = [image.new_empty((step, *size)) for _ in range(scratch)]
         for item in np.ndindex(*batch):
             for start in range(0, coils, step):
-                size = min(step, coils - start)
-                yield item, slice(start, start + size), [buffer[:size] for buffer in buffers]
+                count = min(step, coils - start)
+                yield item, slice(start, start + count), [buffer[:count] for buffer in buffers]
 
 
 def _add_combined(total: Tensor, maps: Tensor, z: Tensor) -> None:

@@ -108,6 +108,17 @@ def test_one_set_of_maps_a_slice():
 
 
 @every_mask
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("sensitive", [slice(2, 6), slice(7, 8), slice(0)])
+def test_rows_that_no_coil_sees_are_zero_in_the_normal_operator(kind, sensitive):
+    maps = torch.zeros(2, 3, 8, 7, dtype=torch.complex64)
+    maps[1, :, sensitive] = random_complex(3, 8, 7, seed=1)[:, sensitive]
+    maps[0, 0, 3] = 1 if sensitive.stop == 6 else 0  # another item of the batch sees other rows
+    A, x = MulticoilMRI(maps, MASKS[kind](8, 7)), random_complex(2, 8, 7)
+    torch.testing.assert_close(A.normal(x), A.adjoint(A(x)))
+
+
+@every_mask
 def test_what_was_not_sampled_is_zero_and_disregarded(kind):
     mask = MASKS[kind](6, 7)
     maps, y = random_complex(3, 6, 7), random_complex(3, 6, 7, seed=1)
