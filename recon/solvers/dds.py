@@ -178,13 +178,13 @@ class DDS:
 
     @classmethod
     def fast(cls, **changes: object) -> DDS:
-        """Setting whose time is the network's: the paper's M = 5, and fewer where the data weigh little.
+        """Setting whose time is the network's: M up to 8, and fewer where the data weigh little.
 
         Together with coil compression it costs next to no quality where the gaps between samples are regular or
         small (equispaced and Gaussian columns at x4, Poisson discs up to x8), and more the larger the gaps
         are: some tenths of a decibel with random columns at x4, one at x8. See ``docs/what-matters.md``.
         """
-        return replace(cls(cg_iterations=5, cg_tolerance=0.3), **changes)  # type: ignore[arg-type]
+        return replace(cls(cg_iterations=8, cg_tolerance=0.3), **changes)  # type: ignore[arg-type]
 
     def levels(self, prior: ScorePrior, noise_std: float) -> list[float]:
         """Noise levels for a measurement of that noise, the last one zero."""
