@@ -180,9 +180,9 @@ class DDS:
     def fast(cls, **changes: object) -> DDS:
         """Setting whose time is the network's: M up to 8, and fewer where the data weigh little.
 
-        Together with coil compression it costs next to no quality where the gaps between samples are regular or
-        small (equispaced and Gaussian columns at x4, Poisson discs up to x8), and more the larger the gaps
-        are: some tenths of a decibel with random columns at x4, one at x8. See ``docs/what-matters.md``.
+        Together with coil compression it costs next to no quality where the gaps between samples are regular
+        or small (equispaced and Gaussian columns at x4, Poisson discs up to x8), and more the larger the gaps
+        are: 0.2 dB with random columns at x4, 0.7 at x8. See ``docs/what-matters.md``.
         """
         return replace(cls(cg_iterations=8, cg_tolerance=0.3), **changes)  # type: ignore[arg-type]
 
