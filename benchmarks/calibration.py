@@ -176,45 +176,87 @@ def reconstruct_all(
             case = reduced_case(path, index, matrix)
             for kind in masks:
                 for asked in accelerations:
-                    facts = {
-                        "case": [case.name, kspace_digest(case.kspace)],
-                        "mask": [kind, asked],
-                        "prior": identity,
-                        "solver": settings_of(solver),
-                        "num_samples": num_samples,
-                    }
-
-                    def make(
-                        case: Case = case,
-                        kind: str = kind,
-                        asked: float = asked,
-                        path: Path = path,
-                        index: int = index,
-                    ) -> Evidence:
-                        scenario = make_scenario(case, kind, asked)
-                        problem = replace(
-                            scenario.problem,
-                            y=scenario.problem.y.to(device),
-                            operator=scenario.problem.operator.to(device),
-                        )
-                        return gather(
-                            problem,
-                            scenario.mask,
-                            case.targets["combined"],
-                            prior,
-                            solver,
-                            patient=path.parent.name,
-                            volume=path.name.partition(".")[0],
-                            index=index,
-                            asked=asked,
-                            num_samples=num_samples,
-                        )
-
-                    evidence = stored_evidence(cache, facts, make)
+                    evidence = case_evidence(
+                        case,
+                        kind,
+                        asked,
+                        prior,
+                        identity,
+                        solver,
+                        patient=path.parent.name,
+                        volume=path.name.partition(".")[0],
+                        index=index,
+                        num_samples=num_samples,
+                        device=device,
+                        cache=cache,
+                    )
                     result = Result(evidence, case.targets["noise-free"].numpy())
                     results.append(result)
                     on_result(result)
     return results
+
+
+def case_evidence(
+    case: Case,
+    kind: str,
+    asked: float,
+    prior: ScorePrior,
+    identity: str,
+    solver: Solver,
+    *,
+    patient: str,
+    volume: str,
+    index: int,
+    num_samples: int = 8,
+    device: str = "cpu",
+    cache: Path | None = None,
+) -> Evidence:
+    """Reconstruct a case, held against the coil-combined image of the fully sampled k-space.
+
+    Parameters
+    ----------
+    case
+        Fully sampled slice.
+    kind, asked
+        Mask and its acceleration.
+    prior, identity
+        The prior, and what tells it from others.
+    solver, num_samples, device
+        How to reconstruct.
+    patient, volume, index
+        What the slice is one of.
+    cache
+        Folder for what was reconstructed.
+    """
+    facts = {
+        "case": [case.name, kspace_digest(case.kspace)],
+        "mask": [kind, asked],
+        "prior": identity,
+        "solver": settings_of(solver),
+        "num_samples": num_samples,
+    }
+
+    def make() -> Evidence:
+        scenario = make_scenario(case, kind, asked)
+        problem = replace(
+            scenario.problem,
+            y=scenario.problem.y.to(device),
+            operator=scenario.problem.operator.to(device),
+        )
+        return gather(
+            problem,
+            scenario.mask,
+            case.targets["combined"],
+            prior,
+            solver,
+            patient=patient,
+            volume=volume,
+            index=index,
+            asked=asked,
+            num_samples=num_samples,
+        )
+
+    return stored_evidence(cache, facts, make)
 
 
 def covered(evidence: Evidence, calibration: Calibration | None) -> float:

@@ -15,15 +15,15 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.calibration import MATRIX, NOMINAL, TESTED_ON, covered, reconstruct_all
-from benchmarks.cases import Case, make_scenario, measured_case
+from benchmarks.calibration import MATRIX, NOMINAL, TESTED_ON, case_evidence, covered, reconstruct_all
+from benchmarks.cases import measured_case
 from benchmarks.machine import command, machine, versions
 from benchmarks.pages import SIMULATED, markdown_table, write_page
 from priors.base import ScorePrior
@@ -34,9 +34,6 @@ from recon.calibration import (
     Calibration,
     Evidence,
     calibration_path,
-    gather,
-    kspace_digest,
-    stored_evidence,
 )
 from recon.errors import ReconError
 from recon.figures import save_figure
@@ -97,64 +94,6 @@ class Point:
             covered(evidence, None),
             after,
         )
-
-
-def measured_evidence(
-    case: Case,
-    kind: str,
-    asked: float,
-    prior: ScorePrior,
-    identity: str,
-    solver: Solver,
-    *,
-    num_samples: int = 8,
-    device: str = "cpu",
-    cache: Path | None = None,
-) -> Evidence:
-    """Reconstruct a slice as it is, held against the coil-combined image of the fully sampled k-space.
-
-    Parameters
-    ----------
-    case
-        Fully sampled slice.
-    kind, asked
-        Mask and its acceleration.
-    prior, identity
-        The prior, and what tells it from others.
-    solver, num_samples, device
-        How to reconstruct.
-    cache
-        Folder for what was reconstructed.
-    """
-    facts = {
-        "case": [case.name, kspace_digest(case.kspace)],
-        "mask": [kind, asked],
-        "prior": identity,
-        "solver": settings_of(solver),
-        "num_samples": num_samples,
-    }
-
-    def make() -> Evidence:
-        scenario = make_scenario(case, kind, asked)
-        problem = replace(
-            scenario.problem,
-            y=scenario.problem.y.to(device),
-            operator=scenario.problem.operator.to(device),
-        )
-        return gather(
-            problem,
-            scenario.mask,
-            case.targets["combined"],
-            prior,
-            solver,
-            patient="measured",
-            volume=case.name,
-            index=0,
-            asked=asked,
-            num_samples=num_samples,
-        )
-
-    return stored_evidence(cache, facts, make)
 
 
 def table(points: Sequence[Point]) -> str:
@@ -333,13 +272,16 @@ def run(
             case = measured_case(options.measured)
             for kind in options.masks:
                 for asked in options.accelerations:
-                    evidence = measured_evidence(
+                    evidence = case_evidence(
                         case,
                         kind,
                         asked,
                         prior,
                         identity,
                         solver,
+                        patient="measured",
+                        volume=case.name,
+                        index=0,
                         num_samples=num_samples,
                         device=options.device,
                         cache=options.cache,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.kept_lines import append_line, read_lines
 from recon.errors import ReconError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,24 +146,9 @@ class Store:
     def keep_score(self, key: str, scores: dict[str, float]) -> None:
         """Append scores."""
         self._known()[key] = scores
-        path = self.folder / "scores.jsonl"
-        try:
-            with path.open("a") as file:
-                file.write(json.dumps({"key": key, "scores": scores}) + "\n")
-        except OSError as error:
-            raise ReconError(f"{path}: the cache cannot be written: {error}") from None
+        append_line(self.folder / "scores.jsonl", key, scores=scores)
 
     def _known(self) -> dict[str, dict[str, float]]:
         if self._scores is None:
-            path, self._scores = self.folder / "scores.jsonl", {}
-            text = path.read_text() if path.exists() else ""
-            whole = text[: text.rfind("\n") + 1]
-            if whole != text:  # a run was stopped while it wrote its last line
-                path.write_text(whole)
-            for number, line in enumerate(whole.splitlines(), start=1):
-                try:
-                    entry = json.loads(line)
-                    self._scores[entry["key"]] = entry["scores"]
-                except (json.JSONDecodeError, KeyError, TypeError):
-                    raise ReconError(f"{path}: line {number} is damaged; remove it or the file") from None
+            self._scores = read_lines(self.folder / "scores.jsonl", "scores")
         return self._scores

@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks.cases import Scenario
 from benchmarks.classical import Scores, best, best_images, climb
 from benchmarks.ct_cases import FINENESS, Scan, reduced, scanned
+from benchmarks.kept_lines import append_line, read_lines
 from benchmarks.peers import bart_programs
 from benchmarks.peers.ct_programs import astra_run, iradon, iradon_sart
 from benchmarks.peers.deepinv_solvers import (
@@ -93,19 +94,7 @@ class Store:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._known: dict[str, list[Row]] = {}
-        if path is None or not path.exists():
-            return
-        text = path.read_text()
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # a run was stopped while it wrote its last line
-            path.write_text(whole)
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                entry = json.loads(line)
-                self._known[entry["key"]] = entry["rows"]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise ReconError(f"{path}: line {number} is damaged; remove it or the file") from None
+        self._known: dict[str, list[Row]] = {} if path is None else read_lines(path, "rows")
 
     def rows(self, what: dict[str, Any], make: Callable[[], list[Row]]) -> list[Row]:
         """Look up the rows of a group, or make and keep them; `what` is JSON-ready and its hash the key."""
@@ -113,9 +102,7 @@ class Store:
         if key not in self._known:
             self._known[key] = make()
             if self.path is not None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a") as file:
-                    file.write(json.dumps({"key": key, "what": what, "rows": self._known[key]}) + "\n")
+                append_line(self.path, key, what=what, rows=self._known[key])
         return self._known[key]
 
 
