@@ -13,7 +13,6 @@ settings and the images, so a new prior starts anew.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 import time
@@ -29,7 +28,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import NOISE, NUM_COILS, Case, make_case, make_scenario
-from benchmarks.machine import cpu_name
+from benchmarks.machine import machine
 from operators.fft import fftc, ifftc
 from operators.simulation import random_smooth_maps, simulate_kspace, smooth_phase
 from priors.base import ScorePrior
@@ -357,7 +356,7 @@ def report(
     settings = ", ".join(f"{k}={v}" for k, v in settings_of(solver).items() if k != "name")
     facts = {
         "date": date.today().isoformat(),
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} used by torch",
+        "machine": machine(),
         "command": f"`{command}`",
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "dis-recon")),
         "prior": prior,

@@ -13,7 +13,6 @@ import argparse
 import importlib.util
 import math
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from benchmarks.cases import NOISE, NUM_COILS, nifti_argument
 from benchmarks.classical import best, climb, score_one
+from benchmarks.machine import cpu_name
 from operators.espirit import CalibrationWarning
 from operators.noncartesian import (
     NonCartesianMRI,
@@ -402,13 +402,7 @@ def report(facts: dict[str, str], engines: str, quality: str | None, chosen: str
 
 def machine() -> str:
     """Name of the processor, cores, threads and present load."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = models[0] if models else platform.machine()
-    load = os.getloadavg()[0]
+    name, load = cpu_name(), os.getloadavg()[0]
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {load:.1f} at the start"
 
 

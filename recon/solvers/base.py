@@ -77,6 +77,13 @@ class Problem:
         return cg(self.operator.normal, self.adjoint_y, max_iter=WARM_START_STEPS, axes=self.mixed_axes).x
 
     @cached_property
+    def unfolded_noise(self) -> Tensor:
+        """What :attr:`unfolded` would be if the data were noise alone, which is drawn the same every time."""
+        z = seeded_noise(tuple(self.y.shape), self.y.dtype, seed=0).to(self.y.device)
+        level = math.sqrt(2) * self.noise_std if z.is_complex() else self.noise_std
+        return replace(self, y=level * z).unfolded
+
+    @cached_property
     def level(self) -> float:
         """Level of the unfolded image (:func:`priors.level.image_level`); of one a coil, their RMS."""
         return float(image_level(self.unfolded).square().mean().sqrt()) or 1.0

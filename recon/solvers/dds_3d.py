@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from operators.base import seeded_noise
 from priors.base import ScorePrior
 from recon.solvers.base import Needs, Problem, SolverError, check_at_least, check_positive
 from recon.solvers.dds import DDS, DataStep, DataTerm
@@ -204,17 +203,10 @@ def mean_difference(problem: Problem, prior: ScorePrior) -> float:
     """
     found = float(through_plane(problem.unfolded).abs().mean())
     if problem.noise_std > 0:
-        found = math.sqrt(max(found**2 - float(through_plane(unfolded_noise(problem)).abs().mean()) ** 2, 0))
+        found = math.sqrt(max(found**2 - float(through_plane(problem.unfolded_noise).abs().mean()) ** 2, 0))
     # A number with this density has the mean b, a complex one, whose magnitude counts, 2 b.
     components = 2 if problem.unfolded.is_complex() else 1
     return max(found / components, LEAST_DIFFERENCE * prior.contract.level)
-
-
-def unfolded_noise(problem: Problem) -> Tensor:
-    """What :attr:`Problem.unfolded` would be if the data were noise alone."""
-    z = seeded_noise(tuple(problem.y.shape), problem.y.dtype, seed=0).to(problem.y.device)
-    level = math.sqrt(2) * problem.noise_std if z.is_complex() else problem.noise_std
-    return replace(problem, y=level * z).unfolded
 
 
 def coupled(problem: Problem, variation: ThroughPlaneTV | None, rho: float) -> DataTerm:

@@ -32,7 +32,6 @@ from recon.solvers.dds_3d import (
     check_penalty,
     coupled,
     denoise_slices,
-    unfolded_noise,
 )
 from recon.solvers.score_mri import ScoreMRI
 
@@ -190,7 +189,7 @@ class DiffusionMBIR:
 
         image_noise = 0.0
         if problem.noise_std > 0:
-            left = unfolded_noise(problem)
+            left = problem.unfolded_noise
             components = 2 if left.is_complex() else 1
             image_noise = float(left.abs().square().mean() / components) ** 0.5
         sigmas = self.sigmas(prior, image_noise)
