@@ -121,7 +121,6 @@ def run(
             solver,
             samples,
             noise_std=ready.noise_std,
-            micro_batch=None if settings.device.type == "cpu" else samples,
         )
         image = posterior.mean.abs().cpu()
         seconds.append(time.perf_counter() - started)

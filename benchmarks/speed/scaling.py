@@ -73,7 +73,7 @@ def slice_call(
             solver,
             samples,
             noise_std=ready.noise_std,
-            # One at a time on the CPU; elsewhere what is surplus in a batch would be computed in vain.
+            # One at a time everywhere, so that the number of samples is all that varies.
             micro_batch=1,
         )
 
