@@ -128,10 +128,10 @@ def searched(
     return found, seconds
 
 
-def measure(folder: Path, found: Sequence[Candidate], name: str) -> Row:
+def measure(folder: Path, found: Sequence[Candidate], name: str, arc: int) -> Row:
     """Score what was found for one object within one arc."""
     reference = read_htc2022_segmentation(files(folder, name)[1])
-    made = segmented(found)
+    made = segmented(found, math.radians(arc))
     near = near_edges(reference)
     # Counts of pixels and of material among them, by tenths of the probability.
     tenth = (made.probability[near] * 10).long().clamp_max(9)
@@ -160,7 +160,7 @@ def run(
             "arc": arc,
             "start": start,
             "seconds": seconds,
-            **measure(folder, found, name),
+            **measure(folder, found, name, arc),
         }
 
 

@@ -82,7 +82,7 @@ def test_a_step_without_chance_is_the_gaussian_correction(sigma):
     """``D + C A^T (A C A^T + s^2)^-1 (y - A D)``, densely."""
     solver = BinaryDDS(nfe=1, cg_iterations=100, sigma_max=sigma, sigma_min=sigma / 2, reach=1.3)
     given = tomography()
-    found = solver.draw(given, Undecided(EVEN), silence(1))[0]
+    found = solver.draw(given, Undecided(EVEN), silence(1), torch.zeros(1, *SHAPE))[0]
     A = dense(given.operator, SHAPE, torch.float32).double()
     C = covariance(EVEN, sigma, solver)
     D = EVEN.flatten().double()
@@ -92,7 +92,7 @@ def test_a_step_without_chance_is_the_gaussian_correction(sigma):
     # What the prior is sure of stays.
     sure = EVEN.clone()
     sure[:, :3] = 1e-9
-    kept = solver.draw(given, Undecided(sure), silence(1))[0]
+    kept = solver.draw(given, Undecided(sure), silence(1), torch.zeros(1, *SHAPE))[0]
     assert float(kept[:, :3].abs().max()) < 0.05 * float((kept - sure)[:, 3:].abs().max())
 
 
