@@ -77,7 +77,7 @@ from operators.rings import find_stripes, suppress_rings
 from operators.simulation import add_noise, birdcage_maps, random_smooth_maps, simulate_kspace, smooth_phase
 from operators.trajectories import radial, spiral
 from operators.truncation import pad_truncated
-from operators.weighting import Weighting
+from operators.weighting import DirectionWhitening, Weighting
 
 __all__ = [
     "MU_WATER",
@@ -88,6 +88,7 @@ __all__ = [
     "CoilwiseMRI",
     "ConeBeam",
     "ConeBeamOperator",
+    "DirectionWhitening",
     "FanBeam",
     "FourierTransform",
     "LinearOperator",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -61,3 +62,45 @@ class Weighting(LinearOperator):
 
     def _direct_inverse(self, y: Tensor, filter: str) -> Tensor:
         return torch.where(self.weights > 0, y / self.weights, torch.zeros_like(y))
+
+
+class DirectionWhitening(LinearOperator):
+    """Whitens noise that is white but for one direction, of which an unknown amount is added.
+
+    For noise ``e + a d`` with white ``e`` of standard deviation ``s`` and ``a`` of ``t``, its covariance is
+    ``s^2 (1 + r^2 q q^T)`` with ``q = d / |d|`` and ``r = t |d| / s``. The inverse square root of the bracket
+    is applied, so that white noise of ``s`` is left: what the data say along ``d`` is taken for uncertain.
+
+    Parameters
+    ----------
+    direction : Tensor
+        ``d``, real, of the shape of a measurement, not all zero.
+    ratio : float
+        ``r``, not negative.
+
+    Raises
+    ------
+    OperatorError
+        If they are not such.
+    """
+
+    unit: Tensor
+
+    def __init__(self, direction: Tensor, ratio: float):
+        shape = tuple(direction.shape)
+        super().__init__(shape, shape)
+        norm = float(torch.linalg.vector_norm(direction)) if direction.is_floating_point() else 0.0
+        if not 0 < norm < math.inf:
+            raise OperatorError("a direction is real, finite and not all zero.")
+        if not 0 <= ratio < math.inf:
+            raise OperatorError(f"the ratio must be finite and not negative, got {ratio}.")
+        self.register_buffer("unit", direction / norm)
+        self.share = 1 - 1 / math.sqrt(1 + ratio**2)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        axes = tuple(range(-self.unit.ndim, 0))
+        along = (x * self.unit).sum(dim=axes, keepdim=True)
+        return x - self.share * along * self.unit
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._forward(y)

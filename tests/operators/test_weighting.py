@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from operators import OperatorError, Weighting, check_adjoint
+from operators import DirectionWhitening, OperatorError, Weighting, check_adjoint
 from recon.truth import MatrixOperator
 
 
@@ -57,3 +57,31 @@ def test_one_weight_a_row():
 def test_impossible_weights(weights, message):
     with pytest.raises(OperatorError, match=message):
         Weighting(weights, (2, 2) if len(weights) == 3 else None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adjoint_of_a_direction(dtype):
+    direction = torch.randn(4, 5, generator=torch.Generator().manual_seed(2))
+    A = DirectionWhitening(direction, 3.0).to(dtype)
+    assert check_adjoint(A) <= (1e-5 if dtype == torch.float32 else 1e-10)
+
+
+def test_noise_along_a_direction_becomes_white():
+    """``P (s^2 I + t^2 d d^T) P^T = s^2 I``."""
+    d = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    s, t = 0.3, 1.7
+    P = DirectionWhitening(d, t * float(torch.linalg.vector_norm(d)) / s)
+    matrix = P(torch.eye(6, dtype=torch.float64).reshape(6, 2, 3)).reshape(6, 6)
+    flat = d.flatten()
+    covariance = s**2 * torch.eye(6, dtype=torch.float64) + t**2 * torch.outer(flat, flat)
+    torch.testing.assert_close(matrix @ covariance @ matrix.T, s**2 * torch.eye(6, dtype=torch.float64))
+    y = torch.randn(2, 3, dtype=torch.float64)
+    torch.testing.assert_close(DirectionWhitening(d, 0.0)(y), y)
+
+
+def test_what_is_no_direction():
+    for direction in (torch.zeros(3), torch.tensor([1, 2]), torch.tensor([math.nan, 1.0])):
+        with pytest.raises(OperatorError, match="a direction is real, finite and not all zero"):
+            DirectionWhitening(direction, 1.0)
+    with pytest.raises(OperatorError, match="the ratio must be finite and not negative, got -1"):
+        DirectionWhitening(torch.ones(3), -1.0)
