@@ -43,8 +43,8 @@ OBJECTS = ("solid_disc", "ta", "tb", "tc", "td")
 ARCS = (90, 80, 70, 60, 50, 40, 30)
 TARGETS = {90: 0.985, 80: 0.98, 70: 0.975, 60: 0.97, 50: 0.965, 40: 0.95, 30: 0.93}
 STARTS = (65, 185, 310)
-"""Where the arcs begin, degrees. Settings were chosen at 20, 80, 100, 151 and 200; on these nothing was tuned, but
-that it was here that an unknown scale of path lengths was seen to matter."""
+"""Where the arcs begin, degrees. Settings were chosen at 20, 80, 100, 151 and 200; on these nothing was
+tuned, but it was here that an unknown scale of path lengths was seen to matter."""
 
 EDGE = 5  # pixels: the probabilities beside edges are what a reliability diagram is about
 

@@ -65,7 +65,7 @@ def demo_ct(out: Path, num_samples: int, seed: int) -> None:
     make_folder(out)
     started = time.monotonic()
     with as_file(files("recon") / "data" / "demo_disc.mat") as source, progress_bar("samples") as bar:
-        bar.console.print(f"Segmenting {source.name}, measured within 90 degrees: this takes two or three minutes.")
+        bar.console.print(f"Segmenting {source.name}, measured within 90 degrees: this takes some minutes.")
         task = bar.add_task("sampling", total=None)
         result = out / f"{source.stem}.h5"
         provenance = segment_file(
