@@ -244,7 +244,7 @@ def search(
     found: list[Candidate] = []
     for number in range(TRIES):
         found += evolved(source, solver, count, f"{number}", stepped)
-        found = distinct(sorted(found, key=lambda candidate: candidate.energy))[:count]
+        found = best(found, count)
         if found[0].misfit <= MISFIT:
             break
     if on_progress is not None:
@@ -263,19 +263,21 @@ def evolved(
         again = replace(AGAIN, sigma_max=RESTARTS[(number - 1) % len(RESTARTS)])
         start = torch.stack([found[index % len(found)].image for index in range(count)])
         found += source.draw(found[0].correction, again, start, count, f"{name}/{number}", on_step)
-        found = distinct(sorted(found, key=lambda candidate: candidate.energy))[:count]
+        found = best(found, count)
         energies.append(found[0].energy)
         if number >= PATIENCE and energies[-1] > STALL * energies[-1 - PATIENCE]:
             break
     return found
 
 
-def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Candidates without those that are like an earlier one."""
+def best(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """Candidates of least energy, at most so many, the best first; of those that are alike the best alone."""
     kept: list[Candidate] = []
-    for one in candidates:
+    for one in sorted(candidates, key=lambda candidate: candidate.energy):
         if all(float((one.image - other.image).square().sum()) > ALIKE for other in kept):
             kept.append(one)
+        if len(kept) == count:
+            break
     return kept
 
 
