@@ -234,6 +234,7 @@ class MulticoilMRI(_CartesianMRI):
     """
 
     maps: Tensor
+    _conjugate_maps: Tensor
 
     def __init__(self, maps: Tensor, mask: Tensor):
         if not maps.is_complex():
@@ -250,6 +251,8 @@ class MulticoilMRI(_CartesianMRI):
         self.register_buffer(
             "maps", maps.detach().resolve_conj().clone(memory_format=torch.contiguous_format)
         )
+        # Kept beside the maps: torch would conjugate them anew, one pass over memory, at every product.
+        self.register_buffer("_conjugate_maps", self.maps.conj().resolve_conj(), persistent=False)
         self._rows = self._measured_rows()
 
     def _measured_rows(self) -> slice:
@@ -288,7 +291,7 @@ class MulticoilMRI(_CartesianMRI):
         return linear_function(x, self._combine_projected, self._combine_projected)
 
     def _encode(self, x: Tensor) -> Tensor:
-        x, maps = self._expand(x * self._ramp, self.image_shape)
+        x, maps = self._expand(x * self._ramp, self.image_shape, self.maps)
         y = x.new_empty(x.shape[:-2] + self.range_shape)
         for item, coils, (z,) in self._blocks(x, 1):
             torch.mul(maps[item][..., coils, :, :], x[item].unsqueeze(-3), out=z)
@@ -296,30 +299,29 @@ class MulticoilMRI(_CartesianMRI):
         return y
 
     def _combine(self, y: Tensor) -> Tensor:
-        y, maps = self._expand(y.resolve_conj(), self.range_shape)
+        y, conjugate = self._expand(y.resolve_conj(), self.range_shape, self._conjugate_maps)
         x = y.new_zeros(y.shape[:-3] + self.image_shape)
         for item, coils, (scratch, z) in self._blocks(x, 2):
             self._from_kspace(y[item][..., coils, :, :], scratch, z)
-            _add_combined(x[item], maps[item][..., coils, :, :], z)
+            _add_combined(x[item], conjugate[item][..., coils, :, :], z)
         return x.mul_(self._ramp.conj())
 
     def _combine_projected(self, x: Tensor) -> Tensor:
-        x, maps = self._expand(x, self.image_shape)
+        x, maps, conjugate = self._expand(x, self.image_shape, self.maps, self._conjugate_maps)
         out = torch.zeros_like(x, memory_format=torch.contiguous_format)
-        x, maps, inner = (tensor[..., self._rows, :] for tensor in (x, maps, out))
+        x, maps, conjugate, inner = (tensor[..., self._rows, :] for tensor in (x, maps, conjugate, out))
         for item, coils, (z, scratch) in self._blocks(inner, 2):
-            block = maps[item][..., coils, :, :]
-            torch.mul(block, x[item].unsqueeze(-3), out=z)
+            torch.mul(maps[item][..., coils, :, :], x[item].unsqueeze(-3), out=z)
             self._project(z, scratch)
-            _add_combined(inner[item], block, z)
+            _add_combined(inner[item], conjugate[item][..., coils, :, :], z)
         return out
 
-    def _expand(self, x: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
-        """View ``x`` and the maps with the batch dimensions that both broadcast to."""
+    def _expand(self, x: Tensor, shape: Shape, *maps: Tensor) -> tuple[Tensor, ...]:
+        """View ``x`` and maps with the batch dimensions that all broadcast to."""
         batch = broadcast_batches(
             tuple(x.shape[: x.ndim - len(shape)]), self.batch_shape, "the input", "the maps"
         )
-        return x.expand(batch + shape), self.maps.expand(batch + self.range_shape)
+        return x.expand(batch + shape), *(each.expand(batch + self.range_shape) for each in maps)
 
     def _blocks(self, image: Tensor, scratch: int) -> Iterator[tuple[tuple[int, ...], slice, list[Tensor]]]:
         """Cut the coil images of ``image (..., H, W)`` into blocks.
@@ -342,12 +344,12 @@ class MulticoilMRI(_CartesianMRI):
                 yield item, slice(start, start + count), [buffer[:count] for buffer in buffers]
 
 
-def _add_combined(total: Tensor, maps: Tensor, z: Tensor) -> None:
+def _add_combined(total: Tensor, conjugate: Tensor, z: Tensor) -> None:
     """Add ``Σ_c conj(maps_c) z_c`` to ``total``, at the expense of ``z``."""
-    if maps.shape[-3] == 1:
-        total.addcmul_(maps.conj().squeeze(-3), z.squeeze(-3))
+    if conjugate.shape[-3] == 1:
+        total.addcmul_(conjugate.squeeze(-3), z.squeeze(-3))
     else:
-        total.add_(z.mul_(maps.conj()).sum(dim=-3))
+        total.add_(z.mul_(conjugate).sum(dim=-3))
 
 
 def _multiply(x: Tensor, weight: Tensor, out: Tensor) -> None:

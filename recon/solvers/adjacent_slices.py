@@ -34,7 +34,8 @@ class AdjacentSlices(DDS):
 
     Parameters
     ----------
-    nfe, cg_iterations, cg_tolerance, gamma, eta, sigma_max, sigma_min, start, noise_free, schedule, rho, step
+    nfe, cg_iterations, cg_tolerance, early_iterations, gamma, eta, sigma_max, sigma_min, start, noise_free,
+    schedule, rho, step
         As for :class:`~recon.solvers.dds.DDS`; ``nfe`` are the evaluations of every slice in a sweep.
     difference
         Scale b of the differences between neighbours, per real component and in the units of the prior's

@@ -329,7 +329,8 @@ def data_noise(operator: LinearOperator, draw: Callable[[], Tensor]) -> Tensor:
 def check_finite(x: Tensor, step: int, what: str) -> None:
     """Raise :class:`SolverError` naming the step if ``x`` holds a NaN or an infinity."""
     # One reduction: a sum is finite only if every term is (overflow counts as divergence too).
-    if not bool(torch.isfinite(x.abs().sum())):
+    parts = torch.view_as_real(x) if x.is_complex() else x
+    if not bool(torch.isfinite(parts.sum())):
         raise SolverError(
             f"{what} produced values that are not finite at step {step}: a step size too large for the "
             "operator's norm or the data's scale, or a prior beyond its range"

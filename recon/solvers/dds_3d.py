@@ -49,7 +49,7 @@ class DDS3D(DDS):
     ----------
     nfe, gamma, eta, sigma_max, sigma_min, start, schedule, rho, step
         As for :class:`DDS`. An ``nfe`` of 30 is 30 evaluations of every slice.
-    cg_iterations, cg_tolerance
+    cg_iterations, cg_tolerance, early_iterations
         As for :class:`DDS`; the condition number is ``1 + gamma |A|^2 (1 + 4 coupling)``.
     noise_free
         Conjugate gradients on ``(A^H A + c |A|^2 Dz^H Dz) x = A^H y + c |A|^2 Dz^H (z - w)`` from the

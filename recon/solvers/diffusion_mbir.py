@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from operators.base import vector_norm
 from priors.base import ScorePrior
 from recon.solvers.base import (
     KeyedNoise,
@@ -207,7 +207,7 @@ class DiffusionMBIR:
             # Corrector: Langevin steps at the level that was reached.
             for _ in range(self.corrector_steps if lower > 0 else 0):
                 slope, fresh = score(x, lower), z()
-                eps = 2 * (self.snr * _norm(fresh) / _norm(slope)) ** 2
+                eps = 2 * (self.snr * vector_norm(fresh, 2) / vector_norm(slope, 2)) ** 2
                 x = x + eps * slope + (2 * eps).sqrt() * fresh
             # ADMM: x by conjugate gradients, then the differences and their dual.
             if lower > 0 or ends_with_data:
@@ -219,8 +219,3 @@ class DiffusionMBIR:
             if on_step is not None:
                 on_step(index + 1, self.steps)
         return Solution(x, self.nfe)
-
-
-def _norm(x: Tensor) -> Tensor:
-    """Norm of each slice, ``(..., 1, 1)``."""
-    return torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from operators.base import vector_norm
 from priors.base import ScorePrior
 from recon.solvers.base import (
     KeyedNoise,
@@ -170,8 +171,7 @@ class DPS:
             else:
                 denoised = prior.denoise(x, sigma)
         r = problem.y - operator(denoised.detach())
-        axes = tuple(range(-len(operator.range_shape), 0))
-        length = torch.linalg.vector_norm(r, dim=axes, keepdim=True)
+        length = vector_norm(r, len(operator.range_shape))
         # At a misfit of zero the norm has no gradient; zero is one of its subgradients.
         direction = operator.adjoint(r / length.clamp_min(torch.finfo(length.dtype).tiny))
         (gradient,) = torch.autograd.grad(denoised, x, -direction)

@@ -71,7 +71,7 @@ class Perpendicular(DDS3D):
     ----------
     nfe, gamma, eta, sigma_max, sigma_min, start, schedule, rho, step
         As for :class:`~recon.solvers.dds.DDS`.
-    cg_iterations, cg_tolerance, noise_free
+    cg_iterations, cg_tolerance, early_iterations, noise_free
         As for :class:`~recon.solvers.dds_3d.DDS3D`.
     lam, coupling, difference
         Total variation across the slices in plane, as for :class:`~recon.solvers.dds_3d.DDS3D`.

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
+from operators.base import vector_norm
 from priors.base import ScorePrior
 from recon.solvers.base import (
     KeyedNoise,
@@ -157,6 +157,7 @@ class ScoreALD:
         """
         check_needs(self, problem, prior)
         norm = problem.norm
+        axes = len(problem.operator.domain_shape)
         sigmas = self.sigmas(prior, problem.noise_std / norm if norm > 0 else 0.0)
         x = sigmas[0] * noise(0)
         if self.start == "warm":
@@ -171,7 +172,7 @@ class ScoreALD:
                 if self.balance is None:
                     likelihood = likelihood / (problem.noise_std**2 + gamma_t**2)
                 else:
-                    ratio = _norm(score, problem) / _norm(likelihood, problem).clamp_min(1e-30)
+                    ratio = vector_norm(score, axes) / vector_norm(likelihood, axes).clamp_min(1e-30)
                     likelihood = self.balance * ratio * likelihood
                 x = x + eta * (score + likelihood) + math.sqrt(2 * eta) * noise(index + 1)
                 check_finite(x, index, "ScoreALD")
@@ -183,9 +184,3 @@ class ScoreALD:
             if on_step is not None:
                 on_step(self.nfe, self.nfe)
         return Solution(x, self.nfe)
-
-
-def _norm(x: Tensor, problem: Problem) -> Tensor:
-    """Norm of each item of the batch, broadcastable against it."""
-    dims = tuple(range(-len(problem.operator.domain_shape), 0))
-    return torch.linalg.vector_norm(x, dim=dims, keepdim=True)

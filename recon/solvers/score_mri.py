@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from operators.base import vector_norm
 from priors.base import ScorePrior
 from recon.solvers.base import (
     KeyedNoise,
@@ -147,7 +148,7 @@ class ScoreMRI:
         """
         check_needs(self, problem, prior)
         draws = itertools.count()
-        axes = tuple(range(-prior.contract.image_ndim, 0))
+        axes = prior.contract.image_ndim
 
         def z() -> Tensor:
             return noise(next(draws))
@@ -170,7 +171,7 @@ class ScoreMRI:
             # Corrector: Langevin steps at the level that was reached.
             for _ in range(self.corrector_steps if lower > 0 else 0):
                 score, fresh = prior.score(x, lower), z()
-                eps = 2 * (self.snr * _norm(fresh, axes) / _norm(score, axes)) ** 2
+                eps = 2 * (self.snr * vector_norm(fresh, axes) / vector_norm(score, axes)) ** 2
                 x = x + eps * score + (2 * eps).sqrt() * fresh
                 x = self._consistent(problem, x, lower, z)
             check_finite(x, index, "ScoreMRI")
@@ -185,8 +186,3 @@ class ScoreMRI:
             return x + problem.adjoint_y - normal(x)
         lacking = math.sqrt(max(sigma**2 - problem.noise_std**2, 0.0))
         return x + problem.adjoint_y - normal(x - lacking * z())
-
-
-def _norm(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Norm of each image over these axes, which are kept with length 1."""
-    return torch.linalg.vector_norm(x, dim=axes, keepdim=True)

@@ -15,6 +15,7 @@ from operators import (
     check_adjoint,
     stack,
 )
+from operators.base import seeded_noise, vector_norm
 from tests.operators.helper import dense, multicoil, random_complex, random_mask
 
 
@@ -166,3 +167,13 @@ def test_check_adjoint_finds_what_is_wrong(matrices):
         check_adjoint(WrongNormal(a))
     with pytest.raises(OperatorError, match=r"should have shape \(2, 3\), got \(2, 3, 1\)"):
         check_adjoint(WrongShape(a))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_vector_norm_is_torchs_for_every_item(dtype):
+    x = seeded_noise((2, 3, 4, 5), dtype, 0)
+    for axes in (1, 2, 3):
+        expected = torch.linalg.vector_norm(x, dim=tuple(range(-axes, 0)), keepdim=True)
+        assert vector_norm(x, axes).shape == expected.shape
+        assert torch.allclose(vector_norm(x, axes), expected, rtol=1e-14)
+        assert torch.equal(vector_norm(x.conj(), axes), vector_norm(x, axes))

@@ -12,6 +12,7 @@ from operators import SinglecoilMRI
 from priors import GaussianPrior, PriorError
 from recon import DDS, ReconError, Scale, reconstruct
 from recon.solvers.base import WARM_START_STEPS, Problem, SolverError
+from recon.solvers.cg import cg
 from tests.operators.helper import dense
 from tests.recon.solvers import helper
 from tests.recon.solvers.helper import (
@@ -192,6 +193,25 @@ def test_the_exponent_of_the_levels_and_the_setting_for_ct():
     assert DDS.ct(nfe=7).nfe == 7
     with pytest.raises(SolverError, match="DDS: rho must be positive, got 0"):
         DDS(rho=0.0)
+
+
+def test_early_iterations_hold_above_sixteen_noise_levels_alone(monkeypatch):
+    given, prior = problem(noise_std=0.02), gaussian_prior()
+    taken = []
+
+    def noted(matrix, b, x0=None, *, max_iter, axes):
+        taken.append(max_iter)
+        return cg(matrix, b, x0, max_iter=max_iter, axes=axes)
+
+    monkeypatch.setattr("recon.solvers.dds.cg", noted)
+    for noise_free in (False, True):
+        solver = DDS(nfe=12, cg_iterations=9, cg_tolerance=0.0, early_iterations=3, noise_free=noise_free)
+        taken.clear()
+        solver.sample(given, prior, keyed([0]))
+        assert taken == [3 if sigma > 0.32 else 9 for sigma in solver.levels(prior, 0.02)[:-1]]
+        assert {3, 9} == set(taken)
+    with pytest.raises(SolverError, match="DDS: early_iterations must be at least 1, got 0"):
+        DDS(early_iterations=0)
 
 
 def test_the_fast_setting_applies_the_operator_half_as_often_and_stays_near(monkeypatch):
