@@ -27,6 +27,7 @@ from recon.htc2022 import (
     Segmentation,
     Source,
     above_air,
+    arc_of,
     best,
     binned,
     material,
@@ -146,8 +147,8 @@ def test_a_disc_seen_all_around(scan, quick):
     assert found.probability.shape == (512, 512)
     assert 0 <= float(found.probability.min()) < 0.01
     assert 0.99 < float(found.probability.max()) <= 1
-    # Within an arc less is known, and the probability says so.
-    limited = segment(scan, Majority(), quick, replace(settings, arc=math.pi / 3, start=1.0))
+    # Within the narrowest arc of the challenge less is known, and the probability says so.
+    limited = segment(scan, Majority(), quick, replace(settings, arc=math.pi / 6, start=1.0))
 
     def doubt(result: Segmentation) -> float:
         return float((result.probability * (1 - result.probability)).mean())
@@ -170,7 +171,39 @@ def test_the_search_goes_on_from_what_fits_best(scan, quick, monkeypatch):
     assert torch.equal(found[0].image, again[0].image)
     steps = [done for done, _ in told]
     assert steps == sorted(steps)
-    assert told[-1] == (2 * (8 + 2 * 4),) * 2
+    assert told[-1] == (8 + 2 * 4,) * 2
+
+
+def test_within_narrow_arcs_a_search_goes_on_from_what_two_have_found(scan, quick, monkeypatch):
+    monkeypatch.setattr(htc2022, "ROUNDS", 1)
+    starts: list[tuple[str, list[Candidate]]] = []
+
+    def noted(source, found, count, name, on_step):
+        ended = evolved(source, found, count, name, on_step)
+        starts.append((name, found))
+        return ended
+
+    evolved = htc2022.evolved
+    monkeypatch.setattr(htc2022, "evolved", noted)
+    told: list[tuple[int, int]] = []
+    settings = CTSettings(num_samples=2, arc=math.radians(40), start=math.radians(340))
+    found = search(scan, Majority(), quick, settings, on_progress=lambda *at: told.append(at))
+    assert [name for name, _ in starts] == ["0", "1", "all"]
+    firsts, pool = [found for _, found in starts[:2]], starts[2][1]
+    assert not torch.equal(firsts[0][0].image, firsts[1][0].image)
+    assert found[0].energy <= min(one.energy for one in pool)
+    assert min(one.energy for one in pool) <= min(one.energy for first in firsts for one in first)
+    assert told[-1] == (2 * (8 + 4) + 4,) * 2
+
+
+def test_an_arc_may_run_through_zero():
+    degrees = [350.0, 355.0, 0.0, 5.0, 10.0]
+    geometry = replace(GEOMETRY, angles=tuple(map(math.radians, degrees)))
+    assert arc_of(geometry) == pytest.approx(math.radians(20))
+    assert arc_of(geometry.subset([1])) == pytest.approx(0.0)
+    assert arc_of(replace(GEOMETRY, angles=tuple(map(math.radians, range(360))))) == pytest.approx(
+        math.radians(359)
+    )
 
 
 def test_the_misfit_is_that_of_the_noise_for_the_true_image(scan):
@@ -227,10 +260,10 @@ def test_probabilities_are_doubtful_where_the_truth_may_be_elsewhere():
         assert float((made.segmentation == disc()).float().mean()) > 0.998
         assert torch.equal(made.segmentation == 1, made.probability > 0.5)
     # Row 255 runs through the middle: a pixel 4 inside the rim of 202 pixels, and one well inside.
-    rim, inside = (255, 255 - 198), (255, 255 - 150)
+    rim, inside = (255, 255 - 198), (255, 255 - 100)
     assert float(wide.probability[rim]) > 0.999
     assert float(short.probability[rim]) == pytest.approx(
-        1 - 0.2 * (0.5 - 0.5 * math.erf(4 / 16 / 2**0.5)), abs=0.01
+        1 - 0.25 * (0.5 - 0.5 * math.erf(4 / 24 / 2**0.5)), abs=0.01
     )
     assert float(short.probability[inside]) > 0.999
 
