@@ -29,6 +29,7 @@ from recon.errors import ReconError
 from recon.io.ct_files import CTSource, open_ct
 from recon.io.ct_results import CTReconstructionWriter
 from recon.io.ct_scan import CTScan
+from recon.io.dicom_series import check_folder
 from recon.posterior import Posterior
 from recon.provenance import common_facts, slice_facts
 from recon.sampling import reconstruct
@@ -364,15 +365,24 @@ def image_grid(
 
     What a detector sees all around is a disc; the square around it has as many pixels a side as there are
     detector elements, if nothing else is said.
+
+    Raises
+    ------
+    ReconError
+        If the image is to have no pixels, or pixels of no size.
     """
+    if size is not None and size < 1:
+        raise ReconError(f"an image has at least 1 pixel a side, not {size}")
+    if pixel_size is not None and not 0 < pixel_size < math.inf:
+        raise ReconError(f"the side of a pixel is a positive number of mm, not {pixel_size:g}")
     geometry = geometry_of(scan)
     field = geometry.field_of_view
     if size is None and pixel_size is None and scan.image_shape is not None and scan.pixel_size is not None:
         return scan.image_shape, scan.pixel_size
     if pixel_size is not None:
-        side = size or math.ceil(field / pixel_size)
+        side = math.ceil(field / pixel_size) if size is None else size
         return (side, side), pixel_size
-    side = size or geometry.num_detectors
+    side = geometry.num_detectors if size is None else size
     known = scan.image_shape is not None and scan.pixel_size is not None
     width = scan.image_shape[1] * scan.pixel_size if known else field  # type: ignore[index, operator]
     return (side, side), width / side
@@ -477,15 +487,23 @@ def reconstruct_ct_file(
     Raises
     ------
     ReconError
-        Naming the file and what is wrong with it; nothing is written then.
+        Naming the file and what is wrong with it; nothing is written then, unless the disk refuses one of
+        ``also``, which are written when ``out`` is there.
     """
     fixes = CTCorrections() if corrections is None else corrections
     check_formats(also)
+    if "dicom" in also:
+        for part in ("mean", "std"):
+            check_folder(out.with_name(f"{out.stem}_dicom") / part, overwrite=True)
     opened = (
-        open_ct(source, detector_spacing=detector_spacing) if simulation is None else simulation.open(source)
+        open_ct(source, detector_spacing=detector_spacing)
+        if simulation is None
+        else simulation.open(source, even=bool(also))
     )
     with opened as file:
         chosen = range(file.num_slices) if slices is None else list(slices)
+        if not chosen:
+            raise ReconError(f"{source}: no slices are chosen, of the {file.num_slices} in the file")
 
         def read(index: int) -> CTScan:
             return fixes.apply(file.read_slice(index).to_line_integrals(photons=settings.photons))

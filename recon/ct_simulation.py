@@ -60,7 +60,8 @@ class CTSimulation:
     mu_water
         Attenuation of water in 1/mm.
     size
-        Pixels a side of the truth; half as many as the images have, if not given.
+        Pixels a side of the truth; if not given, the most whose pixels are larger by a whole factor: half as
+        many as the images have, where that is a whole number.
 
     Raises
     ------
@@ -81,13 +82,16 @@ class CTSimulation:
             raise ReconError(f"photons must be a positive number, got {self.photons}")
 
     @contextmanager
-    def open(self, path: str | Path) -> Iterator[CTSource]:
+    def open(self, path: str | Path, *, even: bool = False) -> Iterator[CTSource]:
         """Read images, and give them as the slices of a scan.
 
         Parameters
         ----------
         path
-            DICOM series, or HDF5 with series in Hounsfield units (`recon.io.hu_volumes`).
+            DICOM series, or HDF5 with series in Hounsfield units (`recon.io.hu_volumes`). Slices are counted
+            from the lowest position.
+        even
+            Whether the slices have to lie at equal distances, so that their placement is true.
 
         Raises
         ------
@@ -96,19 +100,24 @@ class CTSimulation:
             size.
         """
         path = Path(path)
-        volume = read_images(path)
+        volume = read_images(path, even=even)
         shape = tuple(volume.hu.shape[-2:])
         where = f"{path}: the images"
         if not math.isclose(*volume.pixel_spacing, rel_tol=1e-3):
             raise ReconError(f"{where} have pixels of {volume.pixel_spacing} mm, which are not square")
-        size = max(shape) // 2 if self.size is None else self.size
-        factor = max(shape) // size if size else 0
-        if factor < 2 or max(shape) != factor * size:
+        side = max(shape)
+        sizes = [side // factor for factor in range(2, side) if side % factor == 0]
+        if not sizes:
             raise ReconError(
-                f"{where} have {max(shape)} pixels a side, which can be scanned for a size of "
-                f"{max(shape) // 2}, {max(shape) // 3}, ... that divides them, not for {size}"
+                f"{where} have {side} pixels a side, which no size but 1 divides: crop or pad them"
             )
-        source = _SimulatedSource(path, volume, factor, self)
+        size = sizes[0] if self.size is None else self.size
+        if size not in sizes:
+            raise ReconError(
+                f"{where} have {side} pixels a side, which can be scanned for a size of "
+                f"{', '.join(map(str, sizes))} that divides them, not for {size}"
+            )
+        source = _SimulatedSource(path, volume, side // size, self)
         yield CTSource(path, "simulated", len(volume.hu), source, None, source.placement)
 
     def facts(self) -> dict[str, Any]:
@@ -116,13 +125,16 @@ class CTSimulation:
         return {**asdict(self), "views_of_a_turn": VIEWS_OF_A_TURN, "rays_per_detector": RAYS}
 
 
-def read_images(path: Path) -> CTVolume:
+def read_images(path: Path, *, even: bool = False) -> CTVolume:
     """Read a volume in Hounsfield units: a DICOM series, or one series of an HDF5 file.
+
+    Slices are sorted by position. Those of HDF5 may lie at unequal distances, if not ``even``: the spacing is
+    then their mean; it is 1 mm where the file does not say the positions.
 
     Raises
     ------
     ReconError
-        Naming the file, if it holds no such images.
+        Naming the file, if it holds no such images, or distances are to be equal and are not.
     """
     if path.is_dir() or path.suffix.lower() in (".dcm", ".ima"):
         return read_dicom_series(path)
@@ -135,9 +147,18 @@ def read_images(path: Path) -> CTVolume:
     (volume,) = found
     if volume.pixel_spacing is None:
         raise ReconError(f"{path}: the file does not say how large pixels are")
-    steps = np.diff(volume.z) if volume.z is not None and len(volume.z) > 1 else np.ones(1)
-    step = float(abs(steps[0])) if np.allclose(steps, steps[0], rtol=0.02) else 1.0
-    return CTVolume(volume.hu, volume.pixel_spacing, step or 1.0, source=path)
+    if volume.z is None:
+        return CTVolume(volume.hu, volume.pixel_spacing, 1.0, source=path)
+    order = np.argsort(volume.z, kind="stable")
+    z = np.asarray(volume.z)[order]
+    steps = np.diff(z) if len(z) > 1 else np.ones(1)
+    if even and not (steps[0] > 0 and np.allclose(steps, steps[0], rtol=0.02)):
+        raise ReconError(
+            f"{path}: the slices of a volume follow each other in equal steps, and these lie {steps.min():g} "
+            f"to {steps.max():g} mm apart"
+        )
+    origin = (0.0, 0.0, float(z[0]))
+    return CTVolume(volume.hu[order], volume.pixel_spacing, float(steps.mean()) or 1.0, origin, source=path)
 
 
 class _SimulatedSource:

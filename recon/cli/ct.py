@@ -39,8 +39,9 @@ def ct(
     ],
     out: Out,
     units: Annotated[
-        str, typer.Option(help="Units of the images: 1/mm or HU.", rich_help_panel=OUTPUT)
-    ] = "1/mm",
+        str | None,
+        typer.Option(help="Units of the images: 1/mm or HU.", rich_help_panel=OUTPUT, show_default="1/mm"),
+    ] = None,
     also: Annotated[
         list[str] | None,
         typer.Option(
@@ -156,8 +157,13 @@ def ct(
         ),
     ] = None,
     mu_water: Annotated[
-        float, typer.Option(help="Attenuation of water in 1/mm: what HU refer to.", rich_help_panel=_DATA)
-    ] = 0.02,
+        float | None,
+        typer.Option(
+            help="Attenuation of water in 1/mm: what HU refer to.",
+            rich_help_panel=_DATA,
+            show_default="0.02",
+        ),
+    ] = None,
     detector_spacing: Annotated[
         float | None,
         typer.Option(
@@ -165,12 +171,13 @@ def ct(
         ),
     ] = None,
     resolve: Annotated[
-        float,
+        float | None,
         typer.Option(
             help="Difference in HU that is to be seen: a warning says if noise levels end above it.",
             rich_help_panel=SAMPLING,
+            show_default="10",
         ),
-    ] = 10.0,
+    ] = None,
     rings: Annotated[
         bool,
         typer.Option(
@@ -239,6 +246,7 @@ def ct(
     import math
     import time
 
+    from operators.attenuation import MU_WATER
     from recon.cli.progress import progress_bar
     from recon.cli.run import (
         FILE_ERRORS,
@@ -251,7 +259,7 @@ def ct(
         set_threads,
         solver_of,
     )
-    from recon.ct import CTSettings, reconstruct_ct_file
+    from recon.ct import RESOLVE, CTSettings, reconstruct_ct_file
     from recon.ct_corrections import CTCorrections
     from recon.ct_export import check_formats
     from recon.ct_simulation import PHOTONS, CTSimulation
@@ -263,11 +271,14 @@ def ct(
         raise ReconError(f"unknown challenge {challenge!r}: htc2022 is known")
     if challenge is not None:
         for option, value in (
+            ("--units", units),
             ("--size", size),
             ("--pixel-size", pixel_size),
             ("--slice", slices),
             ("--photons", photons),
+            ("--mu-water", mu_water),
             ("--detector-spacing", detector_spacing),
+            ("--resolve", resolve),
             ("--detector-offset", detector_offset),
             ("--cache", cache),
             ("--keep-samples", keep_samples or None),
@@ -293,6 +304,7 @@ def ct(
         raise ReconError("--start belongs to --arc, which says how many degrees to keep")
     chosen = solver_of(solver, settings or [], nfe)
     angles = (None if arc is None else math.radians(arc), math.radians(start or 0.0))
+    mu_water = MU_WATER if mu_water is None else mu_water
     simulation = None
     if simulate:
         photons = PHOTONS if photons is None else photons
@@ -307,9 +319,9 @@ def ct(
         photons=photons,
         noise_std=noise_std,
         mu_water=mu_water,
-        units=units,
+        units="1/mm" if units is None else units,
         keep_samples=keep_samples,
-        resolve=resolve,
+        resolve=RESOLVE if resolve is None else resolve,
     )
     corrections = CTCorrections(
         rings=rings,

@@ -27,7 +27,7 @@ def ct_format(path: str | Path) -> str:
     Raises
     ------
     ReconError
-        If it is absent, or in none of them.
+        If it is absent, damaged, or in none of them.
     """
     path = Path(path)
     if path.is_dir() or path.suffix.lower() in (".dcm", ".ima"):
@@ -38,11 +38,14 @@ def ct_format(path: str | Path) -> str:
         known = {"CtDataFull", "CtDataLimited"} & set(read_variables(path))
         return "htc2022" if known else "mat"
     if h5py.is_hdf5(path):
-        with h5py.File(path, "r") as file:
-            if "exchange" in file:
-                return "dxchange"
-            if "data" in file:
-                return "lodopab"
+        try:
+            with h5py.File(path, "r") as file:
+                if "exchange" in file:
+                    return "dxchange"
+                if "data" in file:
+                    return "lodopab"
+        except OSError as error:
+            raise ReconError(f"{path} cannot be read as HDF5, it may be cut short ({error})") from error
     raise ReconError(f"{path}: holds CT projections in none of the formats {', '.join(FORMATS)}")
 
 

@@ -152,7 +152,7 @@ class CTScan:
         Raises
         ------
         ReconError
-            If there are neither flats nor `photons`, or the correction is not possible.
+            If there are neither flats nor positive `photons`, or the correction is not possible.
         """
         if self.kind == "line_integrals":
             return self
@@ -160,6 +160,11 @@ class CTScan:
             if self.flats is not None:
                 transmission = flat_dark_correction(self.sinogram, self.flats, self.darks)
             elif photons is not None:
+                if not 0 < photons < math.inf:
+                    raise ReconError(
+                        f"{self.source}: the photons of the incident beam must be a positive number, got "
+                        f"{photons:g}"
+                    )
                 dark = 0.0 if self.darks is None else self.darks.mean(1, keepdim=True)
                 transmission = (self.sinogram - dark) / photons
             else:

@@ -85,8 +85,11 @@ def read_dicom_ct_pd(paths: str | Path | Iterable[str | Path]) -> CTScan:
         "radians",
         f"{path.parent}: the tag (7031,1001)",
     )
-    # Files count angles modulo a whole turn; in order, they go on.
-    angles = within_two_turns(np.unwrap(angles) + math.pi)
+    # Files count angles modulo a whole turn; in order, they go on, for as many turns as a geometry takes.
+    turned = np.unwrap(angles)
+    if float(np.ptp(turned)) > 4 * math.pi:
+        turned = np.asarray(angles) % (2 * math.pi)
+    angles = within_two_turns(turned + math.pi)
 
     source_origin = _number(first, _RADIAL_DISTANCE, "distance of source and axis", path)
     source_detector = _number(first, _DETECTOR_DISTANCE, "distance of source and detector", path)
@@ -126,7 +129,7 @@ def _instance(path: Path, header: Any) -> int:
     value = header.get("InstanceNumber")
     if value is None:
         raise ReconError(f"{path} has no InstanceNumber, so the order of projections is not known")
-    return int(value)
+    return int(_floats(header, "InstanceNumber", 1, path)[0])
 
 
 def _view(header: Any, path: Path, row: float) -> np.ndarray:

@@ -97,6 +97,7 @@ def find_series(files: Iterable[Path]) -> tuple[list[DicomSeries], list[str]]:
                 [float(value) for value in header.get(key, None) or ()]
                 for key in ("ImageOrientationPatient", "ImagePositionPatient")
             ]
+            instance = int(header.get("InstanceNumber", 0) or 0)
         except (TypeError, ValueError) as error:  # ReconError is one
             problems.append(
                 str(error) if isinstance(error, ReconError) else f"{path} has a damaged header: {error}"
@@ -116,7 +117,7 @@ def find_series(files: Iterable[Path]) -> tuple[list[DicomSeries], list[str]]:
         )
         who = header.get("PatientID") or path.parent
         patients.setdefault(key, hashlib.blake2b(str(who).encode(), digest_size=8).hexdigest())
-        groups.setdefault(key, []).append((along, int(header.get("InstanceNumber", 0) or 0), path))
+        groups.setdefault(key, []).append((along, instance, path))
     series = [
         DicomSeries(tuple(path for *_, path in sorted(members)), key[1], patients[key], key[2])
         for key, members in groups.items()

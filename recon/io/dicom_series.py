@@ -87,7 +87,9 @@ def read_dicom_series(
         position = np.asarray(_floats(header, "ImagePositionPatient", 3, path))
         slices.append((float(position @ normal), position, path, header))
     slices.sort(key=lambda entry: entry[0])
-    thickness = float(first.get("SliceThickness") or 0) or 1.0
+    thickness = 1.0
+    if _plain(first.get("SliceThickness")):  # neither absent nor empty nor zero
+        (thickness,) = _floats(first, "SliceThickness", 1, first_path)
     step = _slice_spacing([(z, path) for z, _, path, _ in slices], thickness)
     _check_positions([(position, path) for _, position, path, _ in slices], normal)
     _check_complete(chosen)
@@ -134,7 +136,8 @@ def write_dicom_series(
     series_number : int
         Number of the series.
     slope : float
-        Hounsfield units per stored step; 1 for images, 0.1 keeps more of a standard deviation.
+        Hounsfield units per stored step; 1 for images, 0.1 keeps more of a standard deviation. Steps are
+        larger if values do not fit 16 bits otherwise.
     study_uid, frame_of_reference_uid : str, optional
         Of the study and the frame of reference, for several series that belong together; new ones otherwise.
     overwrite : bool
@@ -148,23 +151,19 @@ def write_dicom_series(
     Raises
     ------
     ReconError
-        If the folder exists, values do not fit 16 bits, it cannot be written, or pydicom is not installed.
+        If the folder exists, the slope is not positive, it cannot be written, or pydicom is not installed.
     """
     _pydicom()
     from pydicom.uid import generate_uid
 
     folder = Path(folder)
-    if folder.exists() and not (overwrite and _only_dicom(folder)):
-        raise ReconError(f"{folder}: not overwritten, it exists")
+    check_folder(folder, overwrite=overwrite)
     if not (math.isfinite(slope) and slope > 0):
         raise ReconError(f"{folder}: the slope of stored values must be positive, got {slope}")
     stored = torch.round(volume.hu.double() / slope)
-    limits = float(stored.min()), float(stored.max())
-    if limits[0] < -32768 or limits[1] > 32767:
-        raise ReconError(
-            f"{folder}: values from {limits[0] * slope:g} to {limits[1] * slope:g} do not fit 16 bits in "
-            f"steps of {slope:g}"
-        )
+    if float(stored.min()) < -32768 or float(stored.max()) > 32767:
+        slope = float(volume.hu.abs().max()) / 32767
+        stored = torch.round(volume.hu.double() / slope)
     pixels = stored.numpy().astype(np.int16)
     shared = {
         "StudyInstanceUID": study_uid or generate_uid(),
@@ -189,6 +188,18 @@ def write_dicom_series(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return [folder / name for name in names]
+
+
+def check_folder(folder: Path, *, overwrite: bool = False) -> None:
+    """Refuse a folder that `write_dicom_series` would not make or replace.
+
+    Raises
+    ------
+    ReconError
+        If it exists, and is not to be overwritten or holds something else than files ``*.dcm``.
+    """
+    if folder.exists() and not (overwrite and _only_dicom(folder)):
+        raise ReconError(f"{folder}: not overwritten, it exists")
 
 
 def new_uid() -> str:

@@ -122,8 +122,9 @@ def read_tiff_projections(
     ReconError
         If the projections do not fit the geometry or each other, or hold negative counts or NaN.
     """
-    where = _name(paths)
+    paths = _listed(paths)
     stack = read_tiff_stack(paths)
+    where = _name(paths)
     views, rows, columns = stack.shape
     if views != len(geometry.angles):
         raise ReconError(f"{where}: there are {len(geometry.angles)} angles for {views} projections")
@@ -139,6 +140,7 @@ def read_tiff_projections(
     for name, given in (("flats", flats), ("darks", darks)):
         if given is None:
             continue
+        given = _listed(given)
         values = read_tiff_stack(given)
         if values.shape[1:] != stack.shape[1:]:
             raise ReconError(
@@ -200,8 +202,13 @@ def write_tiff_stack(path: str | Path, images: Tensor | np.ndarray, *, descripti
             temporary.unlink(missing_ok=True)
 
 
-def _name(paths: str | Path | Iterable[str | Path]) -> str:
-    return str(paths if isinstance(paths, str | Path) else Path(next(iter(paths))).parent)
+def _listed(paths: str | Path | Iterable[str | Path]) -> str | Path | list[str | Path]:
+    """The paths as something that can be gone through more than once."""
+    return paths if isinstance(paths, str | Path) else list(paths)
+
+
+def _name(paths: str | Path | list[str | Path]) -> str:
+    return str(paths if isinstance(paths, str | Path) else Path(paths[0]).parent)
 
 
 def _files(paths: str | Path | Iterable[str | Path]) -> list[Path]:

@@ -184,6 +184,19 @@ def test_the_grid_covers_what_is_seen():
 
 
 @pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"size": 0}, "at least 1 pixel a side, not 0"),
+        ({"size": -3, "pixel_size": 1.0}, "at least 1 pixel a side, not -3"),
+        *(({"pixel_size": side}, "a positive number of mm") for side in (0.0, -1.0, math.nan, math.inf)),
+    ],
+)
+def test_impossible_grids(asked, message):
+    with pytest.raises(ReconError, match=message):
+        image_grid(CTScan(torch.zeros(1, 40, 48), "line_integrals", Path("x"), geometry()), **asked)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"units": "1/cm"}, "1/mm or HU or 1/element, not in '1/cm'"),

@@ -18,11 +18,14 @@ from scipy.io import savemat
 from operators.ct import CTOperator
 from operators.ct_geometry import FanBeam, ParallelBeam, equispaced_angles
 from priors import Contract, DenoisingUNet, NetworkPrior, NetworkSettings, save_prior
+from recon import ReconError
+from recon.ct import CTSettings, reconstruct_ct_file
 from recon.htc2022 import FIRST
 from recon.io.ct_files import ct_format
 from recon.io.ct_volume import CTVolume
 from recon.io.dicom_series import read_dicom_series, write_dicom_series
 from recon.io.segmentation import read_segmentation
+from recon.solvers import make_solver
 
 MU = 0.02
 SIDE, PIXEL = 40, 0.5
@@ -140,6 +143,9 @@ def test_the_challenge(recon, challenge, tmp_path):
         (("--challenge", "htc2022", "--figures"), "--figures has no meaning"),
         (("--challenge", "htc2022", "--rings"), "--rings has no meaning"),
         (("--challenge", "htc2022", "--also", "nifti"), "--also has no meaning"),
+        (("--challenge", "htc2022", "--units", "1/mm"), "--units has no meaning"),
+        (("--challenge", "htc2022", "--mu-water", 0.02), "--mu-water has no meaning"),
+        (("--challenge", "htc2022", "--resolve", 10), "--resolve has no meaning"),
         (("--challenge", "htc2022", "--solver", "tv"), "searches with dds, not tv"),
         (("--challenge", "htc2022", "--set", "eta=0"), "--set has no meaning for --challenge htc2022"),
     ],
@@ -241,6 +247,51 @@ def test_a_simulated_scan_with_its_truth_in_every_format(recon, tmp_path):
     assert (series.pixel_spacing, series.slice_spacing) == ((2.0, 2.0), 2.5)
 
 
+def test_a_volume_of_uneven_slices_is_not_exported(recon, tmp_path):
+    path = tmp_path / "hu.h5"
+    with h5py.File(path, "w") as file:
+        file["a/hu"] = 1000 * (disc(24, 1.0).expand(3, 24, 24) / MU - 1)
+        file["a"].attrs["pixel_spacing_mm"] = (1.0, 1.0)
+        file["a"].attrs["z_mm"] = (0.0, 5.0, 11.0)
+    out = tmp_path / "out"
+    arguments = ("ct", path, "--simulate", "--views", 20, "--solver", "fbp", "--out", out)
+    status, _, stderr = recon(*arguments, "--also", "nifti")
+    assert status == 1
+    assert "these lie 5 to 6 mm apart" in stderr
+    assert list(out.iterdir()) == []
+    status, _, stderr = recon(*arguments)
+    assert status == 0, stderr
+    assert [file.name for file in out.iterdir()] == ["hu.h5"]
+
+
+def test_any_values_are_exported(recon, exchange, tmp_path):
+    """Elements a hundred times smaller make HU a hundred times larger."""
+    out = tmp_path / "out"
+    arguments = (
+        *("ct", exchange, "--solver", "fbp", "--detector-spacing", 5e-3, "--detector-offset", 0),
+        *("--units", "HU", "--also", "nifti", "--also", "dicom", "--out", out),
+    )
+    status, _, stderr = recon(*arguments)
+    assert status == 0, stderr
+    with h5py.File(out / "scan.h5") as file:
+        mean = file["reconstruction"][()]
+    assert mean.max() > 5e4
+    series = read_dicom_series(out / "scan_dicom" / "mean")
+    np.testing.assert_allclose(series.hu, mean, atol=0.501 * abs(mean).max() / 32767)
+    # What is in the way is seen before anything is written.
+    (out / "scan_dicom" / "std" / "notes.txt").write_text("mine")
+    (out / "scan.h5").unlink()
+    status, _, stderr = recon(*arguments)
+    assert status == 1
+    assert "std: not overwritten, it exists" in stderr
+    assert not (out / "scan.h5").exists()
+
+
+def test_no_slices_are_refused(exchange, tmp_path):
+    with pytest.raises(ReconError, match=r"scan\.h5: no slices are chosen, of the 2 in the file"):
+        reconstruct_ct_file(exchange, tmp_path / "out.h5", None, make_solver("fbp"), CTSettings(), slices=[])
+
+
 def test_corrections_are_asked_for_and_recorded(recon, exchange, tmp_path):
     (tmp_path / "water.json").write_text('{"coefficients": [2.0], "largest": 3.0}')
     plain = ("ct", exchange, "--solver", "fbp", "--size", 24, "--slice", 0, "--out")
@@ -336,6 +387,20 @@ def negative_counts(exchange, tmp_path):
     return exchange
 
 
+def one_view(exchange, tmp_path):
+    with h5py.File(exchange, "a") as file:
+        for name in ("data", "theta"):
+            first = file[f"exchange/{name}"][:1]
+            del file[f"exchange/{name}"]
+            file[f"exchange/{name}"] = first
+    return exchange
+
+
+def cut_short(exchange, tmp_path):
+    exchange.write_bytes(exchange.read_bytes()[:-1000])
+    return exchange
+
+
 def series_of_images(exchange, tmp_path):
     return images(tmp_path)
 
@@ -357,6 +422,8 @@ def series_with_a_cut_file(exchange, tmp_path):
         (without_angles, (), "there is no dataset 'exchange/theta', so no angles"),
         (angles_in_radians, (), "these look like radians"),
         (other_detector, (), r"'exchange/data_white' has slices of (2, 47), but 'exchange/data' of (2, 48)"),
+        (cut_short, (), "scan.h5 cannot be read as HDF5, it may be cut short"),
+        (one_view, (), "the centre of rotation is not found, give the detector's offset in mm ("),
         (negative_counts, (), "the sinogram holds negative values, which are no counts"),
         (series_of_images, (), "is a CT image, not a projection: --simulate makes a scan of such images"),
         (series_without_a_slice, ("--simulate",), "1 slices are missing between it and 0002.dcm"),
@@ -395,6 +462,8 @@ def test_a_bad_file_does_not_stop_the_others(recon, challenge, tmp_path):
         (("--units", "1/cm"), "not in '1/cm'"),
         (("--detector-spacing", 0.1), "the geometry is in the file"),
         (("--slice", 3), "there is no slice 3"),
+        (("--size", 0), "an image has at least 1 pixel a side, not 0"),
+        (("--pixel-size", 0), "the side of a pixel is a positive number of mm, not 0"),
         (("--photons", 1e4, "--noise-std", 0.1), "either the number of photons or the noise level"),
         (("--threads", 0), "threads must be at least 1, got 0"),
         (("--also", "png"), "written as nifti or dicom too, not as 'png'"),
@@ -423,3 +492,5 @@ def test_formats_are_recognised(challenge, exchange, tmp_path):
     assert ct_format(challenge) == "htc2022"
     assert ct_format(exchange) == "dxchange"
     assert ct_format(tmp_path) == "dicom-ct-pd"
+    with pytest.raises(ReconError, match=r"cannot be read as HDF5, it may be cut short"):
+        ct_format(cut_short(exchange, tmp_path))

@@ -61,6 +61,9 @@ def test_without_flats_the_photons_must_be_known():
     with pytest.raises(ReconError, match=r"scan\.h5: counts without flats"):
         bare.to_line_integrals()
     torch.testing.assert_close(bare.to_line_integrals(photons=1000.0).sinogram, p, atol=1e-5, rtol=0)
+    for photons in (0.0, -5.0, math.nan, math.inf):
+        with pytest.raises(ReconError, match=rf"incident beam must be a positive number, got {photons:g}"):
+            bare.to_line_integrals(photons=photons)
 
 
 def test_views_are_chosen_with_their_angles():

@@ -103,6 +103,45 @@ def test_images_of_hdf5_and_other_sizes(tmp_path):
             pass
 
 
+def hdf5(path, z, side=SIDE):
+    with h5py.File(path, "w") as file:
+        file["a/hu"] = images(len(z), side)
+        file["a"].attrs["pixel_spacing_mm"] = (PIXEL, PIXEL)
+        file["a"].attrs["z_mm"] = z
+    return path
+
+
+def test_slices_of_hdf5_lie_where_the_file_says(tmp_path):
+    expected = images(4).clamp_min(-1000).reshape(4, 24, 2, 24, 2).mean((2, 4))
+    for z, order in (((2.0, 7.0, 12.0, 17.0), (0, 1, 2, 3)), ((17.0, 12.0, 7.0, 2.0), (3, 2, 1, 0))):
+        with CTSimulation(views=3).open(hdf5(tmp_path / "hu.h5", z), even=True) as file:
+            placement = file.placement
+            for index, stored in enumerate(order):
+                torch.testing.assert_close(file.read_slice(index).reference, expected[stored][None])
+        assert placement is not None
+        assert (placement.slice_spacing, placement.origin) == (5.0, (1.0, 1.0, 2.0))
+    for positions, steps in (((0.0, 5.0, 10.0, 16.0), "5 to 6"), ((1.0, 1.0), "0 to 0")):
+        path = hdf5(tmp_path / "hu.h5", positions)
+        assert read_images(path).hu.equal(images(len(positions)))
+        with pytest.raises(ReconError, match=rf"hu\.h5: .* in equal steps, and these lie {steps} mm apart"):
+            read_images(path, even=True)
+
+
+def test_sizes_that_divide_the_images(tmp_path):
+    with CTSimulation(views=1).open(hdf5(tmp_path / "hu.h5", (0.0,), 65)) as file:
+        assert file.read_slice(0).image_shape == (13, 13)
+    with (
+        pytest.raises(ReconError, match="for a size of 13, 5 that divides them, not for 32"),
+        CTSimulation(size=32).open(tmp_path / "hu.h5"),
+    ):
+        pass
+    with (
+        pytest.raises(ReconError, match="have 67 pixels a side, which no size but 1 divides: crop or pad"),
+        CTSimulation().open(hdf5(tmp_path / "prime.h5", (0.0,), 67)),
+    ):
+        pass
+
+
 def test_images_that_cannot_be_scanned(tmp_path):
     for name, spacing, message in (
         ("oblong", (1.0, 2.0), "which are not square"),

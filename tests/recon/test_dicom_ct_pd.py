@@ -127,6 +127,16 @@ def test_flat_detector(tmp_path):
     assert geometry.detector == "flat"
 
 
+def test_three_turns(tmp_path):
+    def turning(index, tags, data):
+        tags[(0x7031, 0x1001)] = 1.7 * index % (2 * math.pi)
+
+    geometry = read_dicom_ct_pd(write(tmp_path / "pd", edit=turning)).geometry
+    assert geometry is not None
+    expected = np.exp(1j * (1.7 * np.arange(len(ANGLES)) + math.pi))
+    np.testing.assert_allclose(np.exp(1j * np.array(geometry.angles)), expected, atol=1e-6)
+
+
 def change(tag, value, only=None):
     def edit(index, tags, data):
         if only in (None, index):

@@ -172,6 +172,14 @@ def test_a_slice_that_does_not_fit(tmp_path, changes, message):
         read_dicom_series(folder)
 
 
+def test_a_damaged_thickness(tmp_path):
+    path = write_slice(tmp_path / "a.dcm", stored_values(1)[0], 0, 1)
+    thickness = b"\x18\x00\x50\x00DS\x04\x00"
+    path.write_bytes(path.read_bytes().replace(thickness + b"2.5 ", thickness + b"xxxx"))
+    with pytest.raises(ReconError, match=r"a\.dcm: SliceThickness must be 1 numbers, got xxxx"):
+        read_dicom_series(path)
+
+
 def test_files_that_are_no_ct_images(tmp_path):
     with pytest.raises(ReconError, match="there is no DICOM file"):
         read_dicom_series(tmp_path)
@@ -269,9 +277,14 @@ def test_folders_that_exist(tmp_path):
     assert (folder / "notes.txt").exists()
 
 
-def test_values_that_do_not_fit_leave_nothing(tmp_path):
-    with pytest.raises(ReconError, match="do not fit 16 bits in steps of 1"):
-        write_dicom_series(tmp_path / "series", volume(hu=torch.full((1, 2, 2), 4e4)))
+@pytest.mark.parametrize("high", [4e4, -7e6, 3276.8])
+def test_values_beyond_16_bits_are_stored_in_larger_steps(tmp_path, high):
+    hu = torch.linspace(0, high, 8).reshape(2, 2, 2)
+    write_dicom_series(tmp_path / "series", volume(hu=hu), slope=0.1)
+    np.testing.assert_allclose(read_dicom_series(tmp_path / "series").hu, hu, atol=0.501 * abs(high) / 32767)
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(ReconError, match="slope of stored values must be positive, got 0"):
         write_dicom_series(tmp_path / "series", volume(), slope=0)
     blocked = tmp_path / "file"

@@ -311,3 +311,5 @@ def test_other_files_are_not_overwritten(tmp_path):
     ):
         with pytest.raises(ReconError, match=message):
             write_segmentation(tmp_path / "b.h5", segmentation, chance, {})
+    with pytest.raises(ReconError, match=r"b\.h5: cannot be written"):
+        write_segmentation(path / "b.h5", whole, probability, {})

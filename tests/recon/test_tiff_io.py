@@ -53,6 +53,10 @@ def test_projections_become_sinograms(tmp_path):
         part.to_line_integrals().sinogram[0], -np.log((stack[:, 2] - 50.0) / 950), rtol=1e-5
     )
     assert part.slices == (2,)
+    pages = [write(tmp_path / f"{number}.tif", page) for number, page in enumerate(stack)]
+    listed = read_tiff_projections(iter(pages), GEOMETRY, flats=iter([flats]))
+    assert torch.equal(listed.sinogram, scan.sinogram)
+    assert listed.source == tmp_path
 
 
 def test_written_stack_is_read_back(tmp_path):
@@ -94,6 +98,8 @@ def test_stacks_that_cannot_be_read(tmp_path):
 
 def test_projections_that_do_not_fit(tmp_path):
     path = write(tmp_path / "a.tif", projections())
+    with pytest.raises(ReconError, match="nothing: there is no TIFF file"):
+        read_tiff_projections([], GEOMETRY)
     with pytest.raises(ReconError, match="there are 2 angles for 3 projections"):
         read_tiff_projections(path, GEOMETRY.subset([0, 1]))
     with pytest.raises(ReconError, match="has 7 detector elements, but the projections 6 columns"):
