@@ -29,6 +29,7 @@ from benchmarks.matrix.store import Store
 from operators.errors import OperatorError
 from priors.errors import PriorError
 from recon.cli.progress import progress_bar
+from recon.cli.run import choose_device
 from recon.errors import ReconError
 
 HERE = Path(__file__).resolve().parent
@@ -50,9 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.file is None:
         parser.error("give a YAML file")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     try:
+        if options.threads is not None:
+            if options.threads < 1:
+                raise ReconError(f"--threads is a whole number from 1, not {options.threads}")
+            torch.set_num_threads(options.threads)
+        choose_device(options.device)
         return _run(options, words)
     except (OperatorError, PriorError, ReconError) as error:
         print(f"error: {error}", file=sys.stderr)

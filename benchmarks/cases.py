@@ -57,6 +57,11 @@ class Case:
         """Whether coils, phase and noise were put on a processed magnitude image."""
         return "noise-free" in self.targets
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was measured: targets are zero, and so is what any method makes of it."""
+        return not bool(self.kspace.any())
+
 
 @dataclass(frozen=True, eq=False)
 class Scenario:
@@ -92,6 +97,8 @@ class Scenario:
 def make_case(name: str, kspace: Tensor, noise_free: Tensor | None = None) -> Case:
     """Compute the targets of fully sampled k-space ``(C, H, W)``; `noise_free` is the image behind them.
 
+    Of k-space that is all zeros, as some slices of fastMRI's volumes are, they are zero.
+
     Raises
     ------
     ReconError
@@ -105,10 +112,10 @@ def make_case(name: str, kspace: Tensor, noise_free: Tensor | None = None) -> Ca
     images = ifftc(kspace)
     top, left = height // 2 - TARGET_CALIBRATION // 2, width // 2 - TARGET_CALIBRATION // 2
     centre = (slice(top, top + TARGET_CALIBRATION), slice(left, left + TARGET_CALIBRATION))
-    targets = {
-        "rss": images.abs().square().sum(0).sqrt(),
-        "combined": (espirit_maps(kspace, centre, crop=0.0).conj() * images).sum(0).abs(),
-    }
+    rss = images.abs().square().sum(0).sqrt()
+    # Zeros have no maps.
+    maps = espirit_maps(kspace, centre, crop=0.0) if bool(kspace.any()) else torch.zeros_like(kspace)
+    targets = {"rss": rss, "combined": (maps.conj() * images).sum(0).abs()}
     return Case(name, kspace, targets if noise_free is None else targets | {"noise-free": noise_free})
 
 
@@ -129,6 +136,8 @@ def measured_case(path: Path) -> Case:
         raise ReconError(
             f"{path}: a multi-coil slice has two image dimensions and coils in the fourth, got {dims}"
         )
+    if not array.any():
+        raise ReconError(f"{path}: k-space is all zeros")
     kspace = np.ascontiguousarray(
         array.reshape(*(dims[axis] for axis in encoded), dims[3]).transpose(2, 0, 1)
     )

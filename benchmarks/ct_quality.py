@@ -158,6 +158,10 @@ class Task:
         """All data as if they had the mean noise."""
         return self._problem(weighted=False)
 
+    def prepare(self) -> None:
+        """Simulate the scan and bring its data to both weightings, so that no method is charged with that."""
+        _ = self.weighted, self.unweighted
+
     def _problem(self, weighted: bool) -> CTProblem:
         made = self.measurement
         found = ct_problem(made.sinogram, made.operator, self.settings, weighted=weighted)

@@ -23,7 +23,8 @@ import numpy as np
 
 from benchmarks.cases import TARGETS
 from benchmarks.machine import command
-from benchmarks.matrix.statistics import Estimate, bootstrap
+from benchmarks.matrix.page import left_out, means_over, source_of_maps
+from benchmarks.matrix.statistics import Estimate, bootstrap, shared, subjects_of
 from benchmarks.pages import SIMULATED, markdown_table, write_page
 from recon.errors import ReconError
 from recon.figures import save_figure
@@ -33,7 +34,19 @@ Row = dict[str, Any]
 SUPERVISED = ("unet", "varnet")
 """Names of the registry of methods that were trained on one kind of mask."""
 
-COLUMNS = ("volume", "mask", "target", "method", "registry_name", "seed", "simulated", "acceleration", "PSNR")
+COLUMNS = (
+    "volume",
+    "subject",
+    "mask",
+    "target",
+    "method",
+    "registry_name",
+    "seed",
+    "simulated",
+    "acceleration",
+    "calibration_source",
+    "PSNR",
+)
 COLOURS = ("#4c9be8", "#e8a33d", "#8bc34a", "#e0559b", "#9b7fe6", "#3fc1b0", "#c9c9c9", "#d96c4a")
 DRAWS = 2000
 
@@ -55,6 +68,8 @@ def read_rows(path: Path) -> list[Row]:
             rows: list[Row] = list(reader)
         for row in rows:
             row["PSNR"], row["acceleration"] = float(row["PSNR"]), float(row["acceleration"])
+    except ReconError:
+        raise
     except FileNotFoundError:
         raise ReconError(f"{path}: there is no such file") from None
     except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
@@ -76,12 +91,15 @@ class Shift:
         (mask, method) -> volume -> seed -> PSNR in dB; the seed is empty for what draws nothing.
     supervised : list of str
         Methods that were trained on the first mask.
+    subjects : dict of str to str
+        Volume -> whom it shows.
     """
 
     masks: list[str]
     methods: list[str]
     psnr: dict[tuple[str, str], dict[str, dict[str, float]]]
     supervised: list[str]
+    subjects: dict[str, str]
 
     @classmethod
     def of(cls, rows: Sequence[Row], target: str, own: str) -> Shift:
@@ -108,17 +126,27 @@ class Shift:
             list(dict.fromkeys(row["method"] for row in here)),
             psnr,
             list(dict.fromkeys(row["method"] for row in here if row["registry_name"] in SUPERVISED)),
+            subjects_of(here),
         )
 
+    def volumes(self, mask: str) -> list[str]:
+        """Volumes that every method has which has that mask: what means are over."""
+        return shared(self.psnr.get((mask, method), {}) for method in self.methods)
+
     def estimate(self, mask: str, method: str) -> Estimate | None:
-        """Mean over volumes and seeds, with its interval."""
-        volumes = self.psnr.get((mask, method))
-        if volumes is None:
+        """Mean over the volumes of a mask and seeds, with its interval; None without such a volume."""
+        found = self.psnr.get((mask, method))
+        names = self.volumes(mask)
+        if found is None or not names:
             return None
-        seeds = {seed for values in volumes.values() for seed in values}
-        return bootstrap(
-            np.array([_of_seeds(v, seeds, f"{n}, {mask}, {method}") for n, v in volumes.items()]), DRAWS
+        seeds = {seed for name in names for seed in found[name]}
+        return self._bootstrap(
+            {name: np.array(_of_seeds(found[name], seeds, f"{name}, {mask}, {method}")) for name in names}
         )
+
+    def _bootstrap(self, values: dict[str, np.ndarray]) -> Estimate:
+        subjects = [self.subjects[name] for name in values]
+        return bootstrap(np.array(list(values.values())), DRAWS, subjects)
 
     def lead(self, mask: str, main: str, other: str) -> Estimate | None:
         """By how much `main` exceeds `other`, volume and seed for each; None without a volume that both have.
@@ -129,7 +157,7 @@ class Shift:
             If both draw random numbers, and not with the same seeds.
         """
         differences = self._differences(mask, main, other)
-        return bootstrap(np.array(list(differences.values())), DRAWS) if differences else None
+        return self._bootstrap(differences) if differences else None
 
     def leads(self, mask: str, main: str, other: str) -> dict[str, float]:
         """By how much `main` exceeds `other` for each volume that both have, mean over seeds."""
@@ -138,12 +166,12 @@ class Shift:
 
     def _differences(self, mask: str, main: str, other: str) -> dict[str, np.ndarray]:
         ours, theirs = self.psnr.get((mask, main), {}), self.psnr.get((mask, other), {})
-        shared = [volume for volume in ours if volume in theirs]
-        seeds = {seed for volume in shared for seed in (*ours[volume], *theirs[volume])} - {""} or {""}
+        both = [volume for volume in ours if volume in theirs]
+        seeds = {seed for volume in both for seed in (*ours[volume], *theirs[volume])} - {""} or {""}
         return {
             volume: np.array(_of_seeds(ours[volume], seeds, f"{volume}, {mask}, {main}"))
             - np.array(_of_seeds(theirs[volume], seeds, f"{volume}, {mask}, {other}"))
-            for volume in shared
+            for volume in both
         }
 
 
@@ -164,7 +192,7 @@ def table(shift: Shift, main: str) -> str:
     lines = []
     for number, mask in enumerate(shift.masks):
         found = {name: shift.estimate(mask, name) for name in shift.methods}
-        best = max(each.mean for each in found.values() if each is not None)
+        best = max((each.mean for each in found.values() if each is not None), default=np.nan)
         cells = [f"{mask} (trained on)" if number == 0 and shift.supervised else mask]
         for each in found.values():
             text = "–" if each is None else f"{each.mean:.2f}"
@@ -353,7 +381,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{mask}: ×{low:.2f}" + (f" to ×{high:.2f}" if f"{high:.2f}" != f"{low:.2f}" else "")
             for mask, (low, high) in spans.items()
         ),
-        "- PSNR in dB, mean over volumes and seeds; brackets: 95 % bootstrap interval over both",
+        "- PSNR in dB, mean over the volumes that all methods of a line have, of a lead over those that both "
+        "have, and over seeds; brackets: 95 % bootstrap interval over subjects, whose volumes go together, "
+        "and seeds",
         "",
     ]
     if any(row["simulated"].lower() in ("true", "1") for row in rows):
@@ -365,7 +395,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "",
             *([f"{meaning[:1].upper()}{meaning[1:]}.", ""] if meaning else []),
         ]
-        text += [table(shift, chosen), "", verdict(shift, chosen), ""]
+        used = {mask: shift.volumes(mask) for mask in shift.masks}
+        here = [row for row in rows if row["target"] == target]
+        seeds = {row["seed"] for row in here} - {""}
+        text += [means_over(list(used.values()), shift.subjects, len(seeds) or 1), ""]
+        below = [*left_out(used, list(shift.subjects)), source_of_maps(here)]
+        text += [table(shift, chosen), "", *(line for each in below if each for line in (each, ""))]
+        text += [verdict(shift, chosen), ""]
     text += [f"![PSNR for every mask, and the lead over each method]({picture.name})", ""]
     page = "\n".join(text)
     write_page(options.out, page)

@@ -327,7 +327,16 @@ class Adjoint(LinearOperator):
     def __init__(self, operator: LinearOperator):
         super().__init__(operator.range_shape, operator.domain_shape, operator.batch_shape)
         self.operator = operator
-        self.matched_adjoint = operator.matched_adjoint
+
+    @property
+    def matched_adjoint(self) -> bool:  # type: ignore[override]
+        """Whether the operator's adjoint is matched."""
+        return self.operator.matched_adjoint
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the operator."""
+        return self.operator.dtype
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.operator.adjoint(x)
@@ -353,7 +362,16 @@ class Composition(LinearOperator):
         super().__init__(inner.domain_shape, outer.range_shape, _common_batch(outer, inner))
         self.outer = outer
         self.inner = inner
-        self.matched_adjoint = outer.matched_adjoint and inner.matched_adjoint
+
+    @property
+    def matched_adjoint(self) -> bool:  # type: ignore[override]
+        """Whether the adjoints of both are matched."""
+        return self.outer.matched_adjoint and self.inner.matched_adjoint
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the domain: complex if that of one of them is."""
+        return _common_dtype(self.outer, self.inner)
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.outer(self.inner(x))
@@ -385,7 +403,16 @@ class Sum(LinearOperator):
         super().__init__(first.domain_shape, first.range_shape, _common_batch(first, second))
         self.first = first
         self.second = second
-        self.matched_adjoint = first.matched_adjoint and second.matched_adjoint
+
+    @property
+    def matched_adjoint(self) -> bool:  # type: ignore[override]
+        """Whether the adjoints of both are matched."""
+        return self.first.matched_adjoint and self.second.matched_adjoint
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the domain: complex if that of one of them is."""
+        return _common_dtype(self.first, self.second)
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.first(x) + self.second(x)
@@ -402,7 +429,16 @@ class Scaled(LinearOperator):
         self.operator = operator
         # A number without imaginary part stays real, so that real tensors stay real.
         self.scalar = scalar if isinstance(scalar, complex) and scalar.imag else scalar.real
-        self.matched_adjoint = operator.matched_adjoint
+
+    @property
+    def matched_adjoint(self) -> bool:  # type: ignore[override]
+        """Whether the operator's adjoint is matched."""
+        return self.operator.matched_adjoint
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the operator's domain."""
+        return self.operator.dtype
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.scalar * self.operator(x)
@@ -442,8 +478,17 @@ class Stack(LinearOperator):
                 )
         super().__init__(first.domain_shape, (len(operators), *first.range_shape), _common_batch(*operators))
         self.operators: Sequence[LinearOperator] = nn.ModuleList(operators)  # type: ignore[assignment]
-        self.matched_adjoint = all(operator.matched_adjoint for operator in operators)
         self._axis = -len(self.range_shape)
+
+    @property
+    def matched_adjoint(self) -> bool:  # type: ignore[override]
+        """Whether the adjoints of all are matched."""
+        return all(operator.matched_adjoint for operator in self.operators)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the domain: complex if that of one of them is."""
+        return _common_dtype(*self.operators)
 
     def _forward(self, x: Tensor) -> Tensor:
         parts = torch.broadcast_tensors(*(operator(x) for operator in self.operators))
@@ -571,6 +616,14 @@ def _common_batch(*operators: LinearOperator) -> Shape:
     for operator in operators[1:]:
         batch = broadcast_batches(batch, operator.batch_shape, name, type(operator).__name__)
     return batch
+
+
+def _common_dtype(*operators: LinearOperator) -> torch.dtype:
+    """Data type that all take; real weights take complex numbers too, but no MRI operator real ones."""
+    dtype = operators[0].dtype
+    for operator in operators[1:]:
+        dtype = torch.promote_types(dtype, operator.dtype)
+    return dtype
 
 
 def _total(parts: list[Tensor]) -> Tensor:

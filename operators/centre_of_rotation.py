@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from operators.ct_geometry import FanBeam, ParallelBeam
+from operators.ct_geometry import LARGEST_GAP, FanBeam, ParallelBeam, usual_gap
 from operators.errors import OperatorError
 
 _METHODS = ("auto", "opposed", "fourier", "moments")
@@ -67,7 +68,7 @@ def find_detector_offset(
             Ludwig's condition of first order; Azevedo et al., IEEE Trans. Nucl. Sci. 37, 1525, 1990). Needs
             any angles, but the whole object in every view, and no background.
         ``auto``
-            ``opposed`` for fans and for whole turns, else ``fourier``.
+            ``opposed`` for fans and beyond half a turn, else ``fourier``.
     max_shift : float, optional
         Largest distance in mm from the offset in `geometry`; an eighth of the detector by default.
 
@@ -80,8 +81,8 @@ def find_detector_offset(
     Raises
     ------
     OperatorError
-        If the shapes do not fit, the scan lacks the angles that the method needs, the object does not fit
-        into the view (``moments``), or the best offset lies at the end of the search.
+        If the shapes do not fit, the scan lacks the views or angles that the method needs, the object does
+        not fit into the view (``moments``), or the best offset lies at the end of the search.
     """
     if method not in _METHODS:
         raise OperatorError(f"the method is one of {', '.join(_METHODS)}, not {method!r}")
@@ -94,13 +95,16 @@ def find_detector_offset(
         raise OperatorError("the sinogram holds NaN or infinite values")
     data = sinogram.double().reshape(-1, *expected)
     data = data[torch.linspace(0, len(data) - 1, min(len(data), 8)).round().long()]
-    angles = torch.tensor(geometry.angles, dtype=torch.float64)
+    angles = torch.from_numpy(_in_one_piece(np.array(geometry.angles)))
     order = angles.argsort()
     data, angles = data[:, order], angles[order]
 
     fan = isinstance(geometry, FanBeam)
+    if len(angles) == 1:
+        raise OperatorError("a single view does not tell the centre of rotation")
     if method == "auto":
-        method = "opposed" if fan or _is_whole_turn(angles) else "fourier"
+        beyond = float(angles[-1] - angles[0]) > math.pi + 1.5 * float(angles.diff().median())
+        method = "opposed" if fan or beyond or _is_whole_turn(angles) else "fourier"
     if fan and method != "opposed":
         raise OperatorError(f"the method {method!r} is for parallel beams; 'opposed' works with fans")
     if method == "moments":
@@ -149,6 +153,8 @@ def _from_moments(data: Tensor, angles: Tensor, spacing: float) -> float:
 
 def _fourier_cost(data: Tensor, angles: Tensor, half_width: int) -> Callable[[float], float]:
     """Mean magnitude outside of the double wedge, as a function of the centre."""
+    if len(angles) < 3:
+        raise OperatorError(f"the method 'fourier' needs at least three views, got {len(angles)}")
     step = float(angles.diff().median())
     if float(angles[-1] - angles[0]) > math.pi - step / 2:  # the view at 180° is that at 0° again
         data, angles = data[:, :-1], angles[:-1]
@@ -205,13 +211,15 @@ def _opposed_cost(
     else:
         nodes, rows = angles, torch.arange(views)
         measured = (opposed >= nodes[0] - step / 4) & (opposed <= nodes[-1] + step / 4)
+    upper = torch.searchsorted(nodes, opposed).clamp(1, len(nodes) - 1)
+    gap = nodes[upper] - nodes[upper - 1]
+    measured &= gap <= LARGEST_GAP * usual_gap(nodes.diff().numpy())
     if float(measured.double().sum()) < len(distance):
         raise OperatorError(
             f"the scan over {math.degrees(float(angles[-1] - angles[0])):.4g}° has no views that oppose each "
             "other, as the method 'opposed' needs"
         )
-    upper = torch.searchsorted(nodes, opposed).clamp(1, len(nodes) - 1)
-    weight = ((opposed - nodes[upper - 1]) / (nodes[upper] - nodes[upper - 1])).clamp(0, 1)
+    weight = ((opposed - nodes[upper - 1]) / gap).clamp(0, 1)
     column = torch.arange(len(distance)).expand(upper.shape)
     first, second = rows[upper - 1], rows[upper]
 
@@ -224,9 +232,20 @@ def _opposed_cost(
     return cost
 
 
+def _in_one_piece(angles: np.ndarray) -> np.ndarray:
+    """Angles of an arc through 0 that were stored modulo a whole turn, without the jump."""
+    ordered = np.sort(angles)
+    gaps = np.diff(ordered, append=ordered[0] + 2 * math.pi)
+    last = int(gaps.argmax())
+    if 0 <= gaps[-1] < gaps[last] and gaps[last] > LARGEST_GAP * usual_gap(gaps):
+        return np.where(angles <= ordered[last], angles + 2 * math.pi, angles)
+    return angles
+
+
 def _is_whole_turn(angles: Tensor) -> bool:
-    step = float(angles.diff().median()) if len(angles) > 1 else 0.0
-    return float(angles[-1] - angles[0]) + 1.5 * step >= 2 * math.pi
+    gaps = angles.diff()
+    closed = float(angles[-1] - angles[0]) + 1.5 * float(gaps.median()) >= 2 * math.pi
+    return closed and float(gaps.max()) <= LARGEST_GAP * usual_gap(gaps.numpy())
 
 
 def _smooth(data: Tensor, sigma: float) -> Tensor:

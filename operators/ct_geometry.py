@@ -22,6 +22,8 @@ from operators.errors import OperatorError
 _LARGEST_ANGLE = 4 * math.pi + 1e-6
 # How far an angle may lie beyond the end of an arc and still belong to it: what the rounding of files leaves.
 _ANGLE_TOLERANCE = 1e-6
+LARGEST_GAP = 3.0
+"""A gap between views this many times the usual one (`usual_gap`) is where nothing was measured."""
 
 
 class _Views:
@@ -50,7 +52,7 @@ class _Views:
         Raises
         ------
         OperatorError
-            If there are none, or one does not exist.
+            If there are none, or one does not exist or is no integer.
         """
         kept = checked_indices(indices, self.num_views)
         return replace(self, angles=tuple(self.angles[i] for i in kept))  # type: ignore[type-var]
@@ -400,14 +402,33 @@ def checked_indices(indices: Iterable[int], count: int) -> list[int]:
     Raises
     ------
     OperatorError
-        If there are none, or one does not exist.
+        If there are none, or one does not exist or is no integer.
     """
-    kept = [int(i) for i in indices]
+    # Numbers of numpy and torch as Python's.
+    kept = [i.item() if getattr(i, "ndim", None) == 0 else i for i in indices]  # type: ignore[attr-defined]
+    for i in kept:
+        if isinstance(i, bool) or not isinstance(i, int):
+            raise OperatorError(
+                f"views are chosen by integer indices, got {i!r}: of a mask give np.flatnonzero(mask)."
+            )
     wrong = [i for i in kept if not -count <= i < count]
     if not kept or wrong:
         what = f"no view {wrong[0]}" if wrong else "at least one view is needed"
         raise OperatorError(f"{what}: the geometry has {count} views.")
     return [i % count for i in kept]
+
+
+def usual_gap(gaps: np.ndarray) -> float:
+    """Distance between neighbouring views, of gaps that may contain where nothing was measured.
+
+    Half of the arc lies in gaps up to this one, the largest left out: that may be beyond the end of the arc.
+    Views measured again at the same angle lie no arc apart, and do not count.
+    """
+    rest = np.sort(gaps)[:-1]
+    covered = np.cumsum(rest)
+    if len(rest) == 0 or covered[-1] < _ANGLE_TOLERANCE:
+        return float(gaps.max())
+    return float(rest[np.searchsorted(covered, covered[-1] / 2)])
 
 
 def _checked_angles(angles: Iterable[float], owner: str) -> tuple[float, ...]:

@@ -3,8 +3,9 @@
 Each view is filtered with a ramp and smeared back along its rays [1]_. Views need not be equally spaced,
 cover any particular arc or be many: every ray is counted with the angle that it stands for, and where two
 rays run along the same line their weights add up to one, smoothly where a fan's coverage ends [2]_ (with the
-arc of a short scan, weights like those of Parker [3]_). What was not measured is missing: a limited arc
-leaves streaks, a detector that does not see the whole object a bowl.
+arc of a short scan, weights like those of Parker [3]_; over a whole turn with the detector off the centre,
+like those of Wang [4]_). What was not measured is missing: a limited arc leaves streaks, a detector that does
+not see the whole object a bowl.
 
 References
 ----------
@@ -14,12 +15,14 @@ References
    than a short scan", Phys. Med. Biol. 47:2525-2546, 2002, section 2.5.
 .. [3] D. L. Parker, "Optimal short scan convolution reconstruction for fan beam CT", Med. Phys. 9:254-257,
    1982.
+.. [4] G. Wang, "X-ray micro-CT with a displaced detector array", Med. Phys. 29:1634-1636, 2002.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -27,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from operators.ct import CTOperator
-from operators.ct_geometry import FanBeam, ParallelBeam
+from operators.ct_geometry import LARGEST_GAP, FanBeam, ParallelBeam, usual_gap
 from operators.errors import OperatorError
 
 # Apodisation of the ramp: f is the frequency as a fraction of the cut-off, 0 to 1.
@@ -41,8 +44,6 @@ _WINDOWS: dict[str, Callable[[Tensor], Tensor]] = {
 FILTERS = tuple(_WINDOWS)
 """Names of the filters, from the sharpest to the smoothest."""
 
-# Views beside a gap this many times the usual distance stand at the end of an arc, and do not reach over it.
-_LARGEST_GAP = 3.0
 # Least and largest angle over which the weights fall at the ends of a fan's arc.
 _LEAST_TAPER, _LARGEST_TAPER = math.radians(5), math.radians(60)
 # Elements of the grid on which a block of views is interpolated.
@@ -90,8 +91,11 @@ def fbp(operator: CTOperator, sinogram: Tensor, filter: str = "ram-lak", *, cuto
         items = torch.cat([items.real, items.imag])
     geometry = operator.geometry
     weights = torch.from_numpy(_ray_weights(geometry)).to(items.device, items.dtype)
+    items = items * weights
+    if _is_offset_turn(geometry):
+        items, geometry = _symmetric(items, geometry)
     response = _response(geometry, filter, cutoff).to(items.device, items.dtype)
-    filtered = _filtered(items * weights, response)
+    filtered = _filtered(items, response)
     image = _backprojected(filtered, geometry, operator.image_shape, operator.pixel_size)
     if sinogram.is_complex():
         image = torch.complex(*image.chunk(2))
@@ -104,22 +108,29 @@ def fbp(operator: CTOperator, sinogram: Tensor, filter: str = "ram-lak", *, cuto
 def _ray_weights(geometry: ParallelBeam | FanBeam) -> np.ndarray:
     """What each ray is multiplied by before the filter, float64 ``(views, detectors)``, or ``(views, 1)``."""
     angles = np.array(geometry.angles)
-    if isinstance(geometry, ParallelBeam):
+    offset = _is_offset_turn(geometry)
+    if isinstance(geometry, ParallelBeam) and not offset:
         # Views half a turn apart see the same lines.
         return _view_widths(angles, math.pi)[:, None]
-    gamma = geometry.ray_angles(geometry.detector_positions)
     widths = _view_widths(angles, 2 * math.pi)[:, None]
-    return widths * np.cos(gamma) * _redundancy(angles, gamma)
+    if isinstance(geometry, ParallelBeam):
+        return widths * _offset_shares(geometry)
+    gamma = geometry.ray_angles(geometry.detector_positions)
+    shares = _offset_shares(geometry) if offset else _redundancy(angles, gamma)
+    return widths * np.cos(gamma) * shares
 
 
 def _view_widths(angles: np.ndarray, period: float) -> np.ndarray:
-    """Angle that each view stands for: half the way to its neighbours on either side, modulo `period`."""
+    """Angle that each view stands for: half the way to its neighbours on either side, modulo `period`.
+
+    Views beside a large gap stand at the end of an arc, and do not reach over it.
+    """
     if len(angles) == 1:
         return np.array([period])
     order = np.argsort(np.mod(angles, period), kind="stable")
     ahead = _gaps(angles, period)
-    usual = _usual_gap(ahead)
-    reach = np.where(ahead > _LARGEST_GAP * usual, usual, ahead) / 2
+    usual = usual_gap(ahead)
+    reach = np.where(ahead > LARGEST_GAP * usual, usual, ahead) / 2
     widths = np.empty_like(reach)
     widths[order] = reach + np.roll(reach, 1)
     return widths
@@ -131,11 +142,6 @@ def _gaps(angles: np.ndarray, period: float) -> np.ndarray:
     return np.append(np.diff(turned), turned[0] + period - turned[-1])
 
 
-def _usual_gap(gaps: np.ndarray) -> float:
-    """Mean distance, without the largest: that may be where nothing was measured."""
-    return float((gaps.sum() - gaps.max()) / (len(gaps) - 1)) if len(gaps) > 1 else float(gaps[0])
-
-
 def _redundancy(angles: np.ndarray, gamma: np.ndarray) -> np.ndarray:
     """Share of each ray of a fan in its line, ``(views, detectors)``: one half if the line is seen twice.
 
@@ -143,8 +149,8 @@ def _redundancy(angles: np.ndarray, gamma: np.ndarray) -> np.ndarray:
     that is smooth and 0 beyond the arc, the share is ``c(β) / (c(β) + c(β + π - 2γ))``.
     """
     gaps = _gaps(angles, 2 * math.pi)
-    usual = _usual_gap(gaps)
-    if gaps.max() <= _LARGEST_GAP * usual:
+    usual = usual_gap(gaps)
+    if gaps.max() <= LARGEST_GAP * usual:
         return np.full((len(angles), len(gamma)), 0.5)
     # The arc begins behind the largest gap, and each end reaches half a step beyond the last view.
     last = int(gaps.argmax())
@@ -162,7 +168,52 @@ def _redundancy(angles: np.ndarray, gamma: np.ndarray) -> np.ndarray:
     return own / (own + coverage(angles[:, None] + math.pi - 2 * gamma))
 
 
+def _is_offset_turn(geometry: ParallelBeam | FanBeam) -> bool:
+    """Whether views all around were taken with the detector more than an element off the centre.
+
+    The lines that pass its short side are then measured once, by the other side half a turn later.
+    """
+    gaps = _gaps(np.array(geometry.angles), 2 * math.pi)
+    all_around = gaps.max() < math.pi and gaps.max() <= LARGEST_GAP * usual_gap(gaps)
+    return bool(all_around) and abs(geometry.detector_offset) > geometry.detector_spacing
+
+
+def _offset_shares(geometry: ParallelBeam | FanBeam) -> np.ndarray:
+    """Share of each ray in its line over a whole turn of an offset detector, ``(detectors,)``.
+
+    The opposite of the ray to u ends at -u, also in fans: the share grows from 0 at the near end of the
+    detector to 1 at that distance on the far side, where the opposite is not measured, as a sine [4]_. Noise
+    is least where both count one half, and in between they do, if little is missing on the near side.
+    """
+    side = math.copysign(1.0, geometry.detector_offset)
+    near = -float((side * geometry.detector_edges).min())
+    position = side * geometry.detector_positions
+    if near <= 0:  # the detector ends before the axis, and nothing is seen twice
+        return np.ones_like(position)
+    # Twice as wide as what is missing: narrower, it would be felt.
+    taper = min(near, 4 * abs(geometry.detector_offset))
+    more = np.sin(math.pi / 2 * np.clip((np.abs(position) - near + taper) / taper, 0, 1))
+    if taper < near:  # smooth where it joins the constant half, too
+        more = more**2
+    return (1 + np.sign(position) * more) / 2
+
+
 # -- filter --------------------------------------------------------------------------------------------------
+
+
+def _symmetric(items: Tensor, geometry: ParallelBeam | FanBeam) -> tuple[Tensor, ParallelBeam | FanBeam]:
+    """Weighted views, and their geometry, with zeros that make the short side as long as the other.
+
+    The filter spreads what was measured beyond the end of the detector, and pixels are seen there.
+    """
+    missing = int(2 * abs(geometry.detector_offset) / geometry.detector_spacing)
+    low, high = (missing, 0) if geometry.detector_offset > 0 else (0, missing)
+    wider = replace(
+        geometry,
+        num_detectors=geometry.num_detectors + missing,
+        detector_offset=geometry.detector_offset + (high - low) / 2 * geometry.detector_spacing,
+    )
+    return functional.pad(items, (low, high)), wider
 
 
 def _response(geometry: ParallelBeam | FanBeam, filter: str, cutoff: float) -> Tensor:

@@ -101,8 +101,12 @@ def _check(sinogram: Tensor, size: int) -> None:
 def _remove_large(sinogram: Tensor, size: int, snr: float) -> Tensor:
     gain = _gain(sinogram, size)
     stripes = _deviant(gain, size, snr)[..., None, :]
+    # An element that is stuck at zero has no order to sort by: view by view, it shows what its neighbours do.
+    dead = (gain <= 0)[..., None, :]
+    if bool(dead.any()):
+        sinogram = torch.where(dead, _median(sinogram, size), sinogram)
     # Dividing by the gain removes what is the same in all views; only deviating elements are replaced beyond.
-    levelled = sinogram / torch.where(gain.isnan(), 1, gain)[..., None, :]
+    levelled = sinogram / torch.where(gain > 0, gain, 1)[..., None, :]
     values, order = levelled.sort(-2)
     smooth = torch.empty_like(levelled).scatter_(-2, order, _median(values, size))
     return torch.where(stripes, smooth, levelled)
@@ -116,7 +120,7 @@ def _gain(sinogram: Tensor, size: int) -> Tensor:
     values = values[..., skip : views - skip, :]
     # The quotient of the sums is the weighted mean of the quotients: it does not care for values near zero.
     shown, expected = values.sum(-2), _median(values, size).sum(-2)
-    usable = (expected > 0.05 * expected.amax(-1, keepdim=True)) & (shown > 0)
+    usable = expected > 0.05 * expected.amax(-1, keepdim=True)
     return torch.where(usable, shown / torch.where(usable, expected, 1), torch.nan)
 
 

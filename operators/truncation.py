@@ -114,9 +114,10 @@ def pad_truncated(
             f"the geometry needs a floating-point sinogram (..., {expected[0]}, {expected[1]}), got "
             f"{sinogram.dtype} {tuple(sinogram.shape)}"
         )
-    low, high = (pad, pad) if isinstance(pad, int) else pad
-    if min(low, high) < 0:
+    low, high = (pad, pad) if isinstance(pad, int | np.integer) else pad
+    if not all(isinstance(count, int | np.integer) and count >= 0 for count in (low, high)):
         raise OperatorError(f"a detector is padded by elements, got {low} and {high}")
+    low, high = int(low), int(high)
     if method not in _METHODS:
         raise OperatorError(f"the method is one of {', '.join(_METHODS)}, not {method!r}")
     if method == "mirror" and max(low, high) >= geometry.num_detectors:

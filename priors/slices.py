@@ -107,13 +107,14 @@ class Volume(Protocol):
 class LazySlices:
     """Slices of volumes that are read when they are first drawn, and kept as far as memory allows.
 
-    Nearly empty slices are passed over. Volumes that cannot be read are passed over too and listed in
-    ``failed``; what is drawn then follows from the generator and the files alone.
+    Nearly empty slices are passed over. What cannot be read is passed over too and listed in ``failed``; what
+    is drawn then follows from the generator and the files alone.
 
     Where all volumes together need more than ``memory``, as many as have room are drawn from at a time, and
     one makes room for the next every :data:`STAY` steps, in a random order that the seed decides. Which ones
     they are at a step depends on the step alone (:meth:`seek`), so that a resumed training sees the images
-    that an uninterrupted one would have seen.
+    that an uninterrupted one would have seen. Whoever draws what cannot be read draws again, with the next
+    volume of the order in the place of the one that it was of.
 
     Parameters
     ----------
@@ -171,16 +172,20 @@ class LazySlices:
             self.order = list(range(len(sizes)))
         self._cache: dict[int, dict[int, tuple[Tensor, float, float]]] = {}
         self._shown: dict[int, Tensor] = {}
+        self._unreadable: dict[int, set[int]] = {}
+        self._pool: list[int] = []
         self.seek(0)
 
     def __len__(self) -> int:
-        return sum(volume.num_slices - self.stack + 1 for volume in self.volumes)
+        return sum(map(self._draws, range(len(self.volumes))))
 
     def seek(self, step: int) -> None:
         """Choose the volumes that a training step draws from, and let go of the others."""
         first = step // STAY if self.held < len(self.order) else 0
-        self._pool = [self.order[(first + place) % len(self.order)] for place in range(self.held)]
-        self._ends = list(accumulate(self.volumes[v].num_slices - self.stack + 1 for v in self._pool))
+        pool = [self.order[(first + place) % len(self.order)] for place in range(self.held)]
+        if pool == self._pool:
+            return  # and keep what stands in for the unreadable
+        self._first, self._pool, self._ends = first, pool, list(accumulate(map(self._draws, pool)))
         for gone in set(self._cache) - set(self._pool):
             del self._cache[gone]
 
@@ -194,27 +199,44 @@ class LazySlices:
         Raises
         ------
         PriorError
-            If every volume is unreadable, or every slice empty.
+            If nothing can be read, or every slice is empty.
         """
+        pool, ends, following = self._pool, self._ends, self._first + self.held
         for _ in range(_TRIES):
-            drawn = int(torch.randint(self._ends[-1], (1,), generator=generator))
-            place = bisect_right(self._ends, drawn)
-            number = self._pool[place]
-            start = drawn - (self._ends[place - 1] if place else 0)
-            name = self.volumes[number].name
-            if name in self.failed:
-                continue
-            try:
-                image = self._stack(number, start)
-            except ValueError as error:
-                self.failed[name] = str(error)
-                self._cache.pop(number, None)
-                if all(self.volumes[v].name in self.failed for v in self._pool):
-                    raise PriorError(f"no image can be read: {next(iter(self.failed.values()))}") from None
-                continue
-            if image is not None:
-                return image
+            drawn = int(torch.randint(ends[-1], (1,), generator=generator))
+            place = bisect_right(ends, drawn)
+            number, start = pool[place], drawn - (ends[place - 1] if place else 0)
+            if start not in self._unreadable.get(number, ()):
+                try:
+                    image = self._stack(number, start)
+                except ValueError as error:
+                    self._pass_over(number, start, error)
+                else:
+                    if image is not None:
+                        return image
+                    continue
+            if self.held < len(self.order):
+                # For this draw alone: what a volume turned out to be must not change the draws after it, or a
+                # resumed training, which has yet to find out, would see other images.
+                while self.order[following % len(self.order)] in pool:
+                    following += 1
+                pool = [*pool[:place], self.order[following % len(self.order)], *pool[place + 1 :]]
+                ends = list(accumulate(map(self._draws, pool)))
         raise PriorError("there is no image to train on: every slice that was drawn is empty or unreadable")
+
+    def _draws(self, number: int) -> int:
+        """How many slices or stacks a volume has."""
+        return self.volumes[number].num_slices - self.stack + 1
+
+    def _pass_over(self, number: int, start: int, error: ValueError) -> None:
+        """Remember what cannot be read; raise if that is everything."""
+        volume = self.volumes[number]
+        self.failed.setdefault(volume.name, str(error))
+        # Slices that are read one by one are unreadable one by one, whichever of them is drawn first.
+        starts = range(self._draws(number)) if volume.whole else (start,)
+        self._unreadable.setdefault(number, set()).update(starts)
+        if sum(map(len, self._unreadable.values())) == len(self):
+            raise PriorError(f"no image can be read: {next(iter(self.failed.values()))}") from None
 
     def _stack(self, number: int, start: int) -> Tensor | None:
         """Slices from ``start`` on at the level; None if the middle one is nearly empty."""

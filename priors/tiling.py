@@ -91,7 +91,7 @@ def _places(length: int, tile: int, overlap: int) -> tuple[list[int], list[Tenso
     """Where tiles begin along an axis, spread evenly, and the weights ``(tile,)`` of each, which add up to 1.
 
     In an overlap of m pixels the weight is zero in the outer quarter, rises along half a cosine in the
-    middle half, and is one in the inner quarter.
+    middle half, and is one in the inner quarter; where three tiles overlap, all is divided by the sum.
     """
     count = 1 if length <= tile else -(-(length - overlap) // (tile - overlap))
     starts = [round(k * (length - tile) / max(1, count - 1)) for k in range(count)]
@@ -109,4 +109,7 @@ def _places(length: int, tile: int, overlap: int) -> tuple[list[int], list[Tenso
         )
         weights[k][tile - common :] *= 1 - rise
         weights[k + 1][:common] *= rise
-    return starts, weights
+    total = torch.zeros(max(length, tile), dtype=torch.float64)
+    for start, weight in zip(starts, weights, strict=True):
+        total[start : start + tile] += weight
+    return starts, [w / total[start : start + tile] for start, w in zip(starts, weights, strict=True)]

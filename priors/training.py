@@ -17,7 +17,7 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -208,6 +208,20 @@ def draw_batch(
 FOREGROUND = 0.1
 """Magnitude, in units of the level, from which a pixel counts as object and not as air."""
 
+_MAY_CHANGE = ("steps", "decay", "precision", "validate_every", "save_every")
+"""Settings that may be others when a training is resumed."""
+
+
+def _objects(patches: Tensor, level: float) -> Tensor:
+    """Which pixels show an object; raises if none does."""
+    shown = patches.abs() > FOREGROUND * level
+    if not bool(shown.any()):
+        raise PriorError(
+            f"the {len(patches)} patches to measure errors on show nothing but air: take other images to "
+            "validate on, or larger patches"
+        )
+    return shown
+
 
 @torch.no_grad()
 def denoising_errors(
@@ -227,8 +241,13 @@ def denoising_errors(
         Of the noise.
     foreground
         Over the pixels of objects alone, not those of air, which are easy and would dilute the error.
+
+    Raises
+    ------
+    PriorError
+        If the pixels of objects alone are asked for, and there are none.
     """
-    counted = patches.abs() > FOREGROUND * prior.contract.level if foreground else torch.ones(patches.shape)
+    counted = _objects(patches, prior.contract.level) if foreground else torch.ones(patches.shape)
     components = 2 if patches.is_complex() else 1
     device = next((parameter.device for parameter in prior.parameters()), torch.device("cpu"))
     errors = []
@@ -261,6 +280,7 @@ def train(
     initial: NetworkPrior | None = None,
     *,
     on_validation: Callable[[int, NetworkPrior, Tensor], None] | None = None,
+    facts: Mapping[str, str] | None = None,
     device: str | torch.device = "cpu",
 ) -> NetworkPrior:
     """Train a prior, or go on with the training that ``folder`` holds.
@@ -276,9 +296,11 @@ def train(
         What to learn from and what to validate on, complex images or real ones as the network has two
         channels or one a slice.
     settings
-        How to train; on resume the network's shape must be the stored one.
+        How to train. On resume only ``precision``, ``decay``, how often is validated and saved, and ``steps``
+        may be others than the stored ones, and ``steps`` no fewer than were made.
     folder
-        Receives ``state.pt`` (weights, average, optimiser, step) and ``curve.jsonl`` (one line a validation).
+        Receives ``state.pt`` (weights, average, optimiser, step, settings and facts) and ``curve.jsonl``
+        (one line a validation).
     on_step
         Called with ``(step, loss)`` after every step.
     initial
@@ -288,6 +310,9 @@ def train(
     on_validation
         Called by the first process after every validation with the step, the averaged prior and the
         validation images ``(N, n, n)`` or ``(N, K, n, n)``.
+    facts
+        What else makes a training this one, such as its images; on resume it must be as stored, as far as
+        that was stored.
     device
         Where the network is; batches are drawn on the CPU.
 
@@ -299,8 +324,9 @@ def train(
     Raises
     ------
     PriorError
-        If the folder cannot be written or holds another network's training or a damaged state, `initial` is
-        another network, processes are at different steps, or the loss stops being finite.
+        If the folder cannot be written or holds another training or a damaged state, `initial` is another
+        network, the validation images show nothing, processes are at different steps, or the loss stops being
+        finite.
     """
     together = distributed.is_available() and distributed.is_initialized()
     rank = distributed.get_rank() if together else 0
@@ -330,7 +356,9 @@ def train(
     held_out = validation.draw(32, settings.patch, torch.Generator().manual_seed(settings.seed + 1))
     if isinstance(validation, Passing):
         validation.forget()
-    step, spent = _restore(folder / "state.pt", prior, average, optimiser, settings)
+    _objects(held_out, settings.level)  # now and not at the end, where the errors on them are tabulated
+    given = dict(facts or {})
+    step, spent = _restore(folder / "state.pt", prior, average, optimiser, settings, given)
     objective: nn.Module = _Objective(prior)
     if together:
         _check_same_step(step, device)
@@ -368,7 +396,7 @@ def train(
                 on_validation(step, average, held_out)
         if step % settings.save_every == 0 or last:
             seconds = spent + time.monotonic() - started
-            _store(folder / "state.pt", prior, average, optimiser, step, seconds, settings)
+            _store(folder / "state.pt", prior, average, optimiser, step, seconds, settings, given)
     average.eval().requires_grad_(False)
     average.precision = "fp32"
     errors = denoising_errors(average, held_out, VALIDATION_SIGMAS, foreground=True)
@@ -447,6 +475,7 @@ def _store(
     step: int,
     seconds: float,
     settings: TrainingSettings,
+    facts: dict[str, str],
 ) -> None:
     state = {
         "network": prior.network.state_dict(),
@@ -455,6 +484,7 @@ def _store(
         "step": step,
         "seconds": seconds,
         "settings": json.dumps(asdict(settings)),
+        "facts": json.dumps(facts),
     }
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
@@ -471,13 +501,17 @@ def _restore(
     average: NetworkPrior,
     optimiser: torch.optim.Optimizer,
     settings: TrainingSettings,
+    facts: dict[str, str],
 ) -> tuple[int, float]:
     """Load a stored training state if there is one; returns the step and the seconds spent so far."""
     if not path.exists():
         return 0, 0.0
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-        stored = NetworkSettings.from_dict(json.loads(state["settings"])["network"])
+        known = json.loads(state["settings"])
+        stored = NetworkSettings.from_dict(known["network"])
+        known |= json.loads(state.get("facts", "{}"))  # older states have none
+        step, seconds = int(state["step"]), float(state["seconds"])
     except (
         OSError,
         RuntimeError,
@@ -490,7 +524,24 @@ def _restore(
         raise PriorError(f"{path} holds no training that can be resumed: {error}") from None
     if stored != settings.network:
         raise PriorError(f"{path} holds a training of another network, {stored}; choose another folder")
+    own = {**asdict(settings), **facts}
+    del own["network"]
+    differ = [
+        f"{name.replace('_', ' ')} {known[name]} there, {own[name]} here"
+        for name in own
+        if name in known and name not in _MAY_CHANGE and known[name] != own[name]
+    ]
+    if differ:
+        raise PriorError(
+            f"{path} holds another training ({'; '.join(differ)}): go on with it as it was begun, or choose "
+            "another folder"
+        )
+    if step > settings.steps:
+        raise PriorError(
+            f"{path} holds a training that is at step {step} already: go on to {step} steps or more, not "
+            f"{settings.steps}, or choose another folder"
+        )
     prior.network.load_state_dict(state["network"])
     average.network.load_state_dict(state["average"])
     optimiser.load_state_dict(state["optimiser"])
-    return int(state["step"]), float(state["seconds"])
+    return step, seconds

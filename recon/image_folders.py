@@ -145,6 +145,22 @@ def split_subjects(
     return parts[0], parts[1], sentence
 
 
+def describe_volumes(volumes: Sequence[ImageVolume], paths: Sequence[Path]) -> str:
+    """Tell volumes from others in a few words: their number, and a digest of their names and sizes.
+
+    Names count from the paths in which the volumes were found, so that a folder may be moved as a whole.
+    """
+    roots = {path.absolute().parent for path in paths}
+    lines = []
+    for volume in volumes:
+        path = volume.path.absolute()
+        below = [path.relative_to(root).as_posix() for root in roots if path.is_relative_to(root)]
+        part = volume.name.removeprefix(str(volume.path))
+        lines.append(f"{min(below, key=len)}{part} {volume.num_slices} {volume.slice_bytes}")
+    digest = hashlib.blake2b("\n".join(sorted(lines)).encode(), digest_size=4).hexdigest()
+    return f"{len(lines)} volume{'s' * (len(lines) != 1)} ({digest})"
+
+
 def natural_order(path: Path) -> list[tuple[int, str]]:
     """Sorting key by which ``2.png`` comes before ``10.png``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
@@ -362,19 +378,33 @@ class _Search:
 def _with_subjects(volumes: list[ImageVolume]) -> list[ImageVolume]:
     """Name the subject of each volume that does not say: the folders in which all volumes part.
 
-    The subject is the first folder, or the file, below the folder that all of them have in common.
+    The subject is the first folder, or the file, below the folder that all of them have in common. Patients
+    with volumes in such a folder are the same subject as it, and so are all folders with the same patient.
     """
-    unknown = [volume.path.resolve() for volume in volumes if not volume.subject]
-    if not unknown:
+    if all(volume.subject for volume in volumes):
         return volumes
-    top = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in unknown]))
-    named = []
-    for volume in volumes:
-        if not volume.subject:
-            parts = volume.path.resolve().relative_to(top).parts
-            volume = replace(volume, subject=parts[0] if parts else top.name)
-        named.append(volume)
-    return named
+    paths = [volume.path.resolve() for volume in volumes]
+    top = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in paths]))
+    folders = [(*path.relative_to(top).parts, top.name)[0] for path in paths]
+    # Folders with nothing but patients do not matter: one may hold the series of many.
+    named = {folder for folder, volume in zip(folders, volumes, strict=True) if not volume.subject}
+    same: dict[str, str] = {}
+
+    def first(subject: str) -> str:
+        while subject in same:
+            subject = same[subject]
+        return subject
+
+    for folder, volume in zip(folders, volumes, strict=True):
+        if folder in named:
+            # Called by the first folder's name, whatever the order.
+            ends = {first(folder), first(volume.subject or folder)}
+            kept, *merged = sorted(ends, key=lambda subject: (subject not in named, subject))
+            same.update(dict.fromkeys(merged, kept))
+    return [
+        replace(volume, subject=first(volume.subject or folder))
+        for folder, volume in zip(folders, volumes, strict=True)
+    ]
 
 
 def _hidden(file: Path, folder: Path) -> bool:

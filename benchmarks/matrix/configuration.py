@@ -39,6 +39,10 @@ class VolumeEntry:
         Of a file of HU volumes.
     where : str
         File and line.
+    subject : str, optional
+        Whom it shows; volumes of one subject are no independent evidence. The volume's own name if None.
+    note : str
+        One sentence that the page prints beside the volume; empty for none.
     """
 
     kind: str
@@ -48,6 +52,8 @@ class VolumeEntry:
     crop: tuple[int, int] | None
     series: str | None
     where: str
+    subject: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -416,7 +422,9 @@ def _volume(section: Section, folder: Path, modality: str) -> VolumeEntry:
         crop = (sides[0], sides[1])
     if kind == "hu":
         series = section.text("series")
-    entry = VolumeEntry(kind, path, section.optional_text("name"), slices, crop, series, section.where())
+    name, subject = section.optional_text("name"), section.optional_text("subject")
+    note = section.optional_text("note") or ""
+    entry = VolumeEntry(kind, path, name, slices, crop, series, section.where(), subject, note)
     if entry.name is not None and kind == "fastmri" and path.is_dir():
         raise section.error("name", f"cannot be given to all files of the folder {path}")
     section.close()

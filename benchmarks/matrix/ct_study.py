@@ -43,6 +43,10 @@ class CTVolume:
         Indices in the series.
     source : str
         Name and licence.
+    subject : str
+        Whom it shows.
+    note : str
+        What a reader has to know of it.
     """
 
     name: str
@@ -50,6 +54,8 @@ class CTVolume:
     series: str
     slices: tuple[int, ...]
     source: str
+    subject: str
+    note: str = ""
     simulated: bool = True
 
     @cached_property
@@ -75,7 +81,9 @@ def open_volume(entry: VolumeEntry) -> CTVolume:
             raise ReconError(
                 f"{entry.where}: {entry.path}: {volume.name} has no slice {index}; it has {len(volume.hu)}"
             )
-    return CTVolume(entry.name or entry.series, entry.path, entry.series, slices, source_of(volume))
+    name = entry.name or entry.series
+    subject = entry.subject or name
+    return CTVolume(name, entry.path, entry.series, slices, source_of(volume), subject, entry.note)
 
 
 class CTStudy:
@@ -85,6 +93,7 @@ class CTStudy:
 
     def __init__(self, configuration: Configuration, device: str = "cpu") -> None:
         self.volumes = [open_volume(entry) for entry in configuration.data]
+        self.left_out: dict[str, str] = {}
         self.photons, self.device = configuration.photons, device
         self._scans: dict[str, Scan] = {}
         self.conditions: list[Condition] = []
@@ -133,17 +142,22 @@ class CTStudy:
         return {"acceleration": None, "calibration": None, "calibration_source": None, "views": scan.views}
 
     def _make_task(self, volume: CTVolume, index: int, condition: Condition) -> Task:
-        return Task(
-            volume.cases[index], self._scans[condition.label], self.photons, seed=0, device=self.device
-        )
+        scan = self._scans[condition.label]
+        task = Task(volume.cases[index], scan, self.photons, seed=0, device=self.device)
+        task.prepare()  # lazily, the first method of a scan would be charged with it
+        return task
 
     def scenario(self, volume: CTVolume, index: int, condition: Condition) -> Task:
-        """Simulated scan."""
+        """Simulated scan, with its operator."""
         return self._task(volume, index, condition)
 
     def targets(self, volume: CTVolume, index: int) -> dict[str, np.ndarray]:
         """The truth."""
         return {CT_TARGET: in_water(volume.cases[index].truth)}
+
+    def is_empty(self, volume: CTVolume, index: int) -> bool:
+        """Scans are simulated, so there always is something."""
+        return False
 
     def scored(self, volume: CTVolume, image: Tensor) -> np.ndarray:
         """Attenuation in units of water of an image in HU."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.matrix.rows import Row
-from benchmarks.matrix.statistics import summary, tabulate
+from benchmarks.matrix.statistics import summaries, tabulate
 from benchmarks.matrix.study import Condition
 
 AMPLIFIED = 5
@@ -65,6 +65,11 @@ def _save(drawing: Any, path: Path) -> None:
     temporary.replace(path)
 
 
+def _by_method(rows: Sequence[Row], target: str, methods: Sequence[str]) -> dict[str, list[Row]]:
+    of_target = [row for row in rows if row["target"] == target]
+    return {name: [row for row in of_target if row["method"] == name] for name in methods}
+
+
 def dots(
     rows: Sequence[Row],
     path: Path,
@@ -82,12 +87,13 @@ def dots(
     drawing = _canvas(1.6 + 4.2 * len(targets), height)
     panels = drawing.subplots(1, len(targets), sharey=True, squeeze=False)[0]
     for panel, target in zip(panels, targets, strict=True):
+        by_method = _by_method(rows, target, methods)
         for i, mask in enumerate(masks):
             if i % 2:
                 panel.axhspan(i - 0.5, i + 0.5, color="0.94", zorder=0)
-            for j, name in enumerate(methods):
-                own = [row for row in rows if row["target"] == target and row["method"] == name]
-                found = summary(own, "PSNR", [mask], seeds, draws)
+            estimates, _ = summaries(by_method, "PSNR", [mask], seeds, draws)
+            for j, (name, own) in enumerate(by_method.items()):
+                found = estimates[name]
                 if found is None:
                     continue
                 y = i + 0.8 * ((j + 0.5) / len(methods) - 0.5)
@@ -157,11 +163,11 @@ def curves(
     shades = colours(methods)
     drawing = _canvas(1.2 + 4.2 * len(groups), 4.4)
     panels = drawing.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    by_method = _by_method(rows, target, methods)
     for panel, (family, group) in zip(panels, groups.items(), strict=True):
+        found = [(c.asked, summaries(by_method, "PSNR", [c.label], seeds, draws)[0]) for c in group]
         for name in methods:
-            own = [row for row in rows if row["target"] == target and row["method"] == name]
-            found = [(c.asked, summary(own, "PSNR", [c.label], seeds, draws)) for c in group]
-            known = [(asked, estimate) for asked, estimate in found if estimate is not None]
+            known = [(asked, e) for asked, each in found if (e := each[name]) is not None]
             if not known:
                 continue
             x = [asked for asked, _ in known]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import shutil
 import typing
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -327,11 +329,21 @@ class Kind:
         what the file says for all; a `Path` is looked for beside the YAML file.
     fixed : mapping
         Arguments of what is imported that come with the name.
+    packages, programs : tuple of str
+        Without which what is imported cannot be made.
     """
 
     what: str
     make: Make | str
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+
+    @property
+    def absent(self) -> list[str]:
+        """Packages and programs that are not installed."""
+        packages = [name for name in self.packages if importlib.util.find_spec(name) is None]
+        return packages + [name for name in self.programs if shutil.which(name) is None]
 
 
 def _sigpy(index: int) -> Kind:
@@ -348,7 +360,8 @@ def _searched(settings: str, search: Callable[[Task], tuple[Tensor, str]]) -> Ki
 
 def _deepinv(solver: str) -> Kind:
     what = f"{solver} of deepinv with our prior"
-    return Kind(what, "benchmarks.peers.methods:DeepinvMethod", {"solver": solver})
+    packages = ("deepinv", "torchvision")
+    return Kind(what, "benchmarks.peers.methods:DeepinvMethod", {"solver": solver}, packages)
 
 
 KINDS: dict[str, dict[str, Kind]] = {
@@ -357,10 +370,14 @@ KINDS: dict[str, dict[str, Kind]] = {
         "oracle-cg-sense": _sigpy(0),
         "oracle-tv": _sigpy(1),
         "oracle-l1-wavelet": _sigpy(2),
-        "unet": Kind("U-Net of fastmri", "benchmarks.supervised.methods:UNetMethod"),
-        "varnet": Kind("E2E-VarNet of fastmri", "benchmarks.supervised.methods:VarNetMethod"),
+        "unet": Kind("U-Net of fastmri", "benchmarks.supervised.methods:UNetMethod", packages=("fastmri",)),
+        "varnet": Kind(
+            "E2E-VarNet of fastmri", "benchmarks.supervised.methods:VarNetMethod", packages=("fastmri",)
+        ),
         **{f"deepinv-{name.lower()}": _deepinv(name) for name in ("DPS", "DiffPIR", "DDRM")},
-        "bart-pics": Kind("`bart pics` at its best λ", "benchmarks.peers.methods:BartMethod"),
+        "bart-pics": Kind(
+            "`bart pics` at its best λ", "benchmarks.peers.methods:BartMethod", programs=("bart",)
+        ),
     },
     "ct": {
         "oracle-fbp": _searched("filtered backprojection, its window", searched(best_fbp)),
@@ -527,22 +544,27 @@ def _imported_entry(entry: MethodEntry, kind: Kind, shared: Shared) -> Entry:
     _refuse(entry, entry.options, options)
     values = {**kind.fixed, **entry.options}
     digests = {}
+    # A wrong option is said before what is missing, which may be left out.
+    for name, value in entry.options.items():
+        _check_type(entry.method, name, value, hints.get(name))
     for name, value in entry.options.items():
         if _is_path(hints.get(name)):
-            path = shared.folder / str(value)
+            path = shared.folder / value
             if not path.is_file():
                 raise MissingError(f"{entry.method}: {name}: there is no file {value}")
             values[name], digests[name] = path, file_digest(path)
     for name, parameter in parameters.items():
-        if name not in values and name in ours:
-            values[name] = ours[name]()
-        elif name not in values and parameter.default is parameter.empty:
+        if name not in values and name not in ours and parameter.default is parameter.empty:
             raise ReconError(f"{entry.method} needs the option {name}")
+    if kind.absent:
+        raise MissingError(f"{entry.method} needs what is not installed: {', '.join(kind.absent)}")
+    values = {name: ours[name]() for name in parameters if name in ours} | values
     try:
         method: Method[Any] = make(**values)
-    except (ReconError, ImportError) as error:
-        # Whatever it is that keeps it from being made: an absent package, weights of another network.
+    except ImportError as error:
         raise MissingError(f"{entry.method}: {error}") from None
+    except ReconError as error:  # weights of another network, a number out of its range
+        raise ReconError(f"{entry.method}: {error}") from None
     identity = {
         "method": entry.method,
         "options": {k: str(v) for k, v in entry.options.items() if k not in digests},
@@ -559,6 +581,25 @@ def _imported_entry(entry: MethodEntry, kind: Kind, shared: Shared) -> Entry:
 
 def _is_path(hint: Any) -> bool:
     return hint is Path or Path in typing.get_args(hint)
+
+
+TYPES: dict[type, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    str: ("a text", (str,)),
+    Path: ("the name of a file", (str,)),
+}
+"""Type of a parameter -> what a file has to give for it."""
+
+
+def _check_type(method: str, name: str, value: Any, hint: Any) -> None:
+    """Refuse an option of another type than the parameter's."""
+    known = [kind for kind in (typing.get_args(hint) or (hint,)) if kind in TYPES]
+    taken = {kind for expected in known for kind in TYPES[expected][1]}
+    if known and type(value) not in taken:  # true is an int, but no number
+        what = " or ".join(TYPES[expected][0] for expected in known)
+        raise ReconError(f"{method}: {name} is {what}, not {value!r}")
 
 
 def described() -> str:

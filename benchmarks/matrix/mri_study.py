@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -24,11 +26,11 @@ from benchmarks.cases import (
     simulated_case,
 )
 from benchmarks.matrix.configuration import Configuration, VolumeEntry
-from benchmarks.matrix.study import Condition, digest_of, file_digest
+from benchmarks.matrix.study import Condition, digest_of, file_digest, targets_of
 from operators.errors import OperatorError
 from operators.masks import Mask, make_mask
 from recon.errors import ReconError
-from recon.io.fastmri import FastMRIFile, centre_crop, crop_readout
+from recon.io.fastmri import EmptySliceError, FastMRIFile, KspaceSlice, centre_crop, crop_readout
 from recon.io.nifti import volume_shape
 from recon.mri import calibration_region
 
@@ -61,6 +63,10 @@ class MRIVolume:
         Columns that the scanner covered.
     coils : int
         Number of coils.
+    subject : str
+        Whom it shows.
+    note : str
+        What a reader has to know of it.
     """
 
     name: str
@@ -70,6 +76,8 @@ class MRIVolume:
     slices: tuple[int, ...]
     shape: tuple[int, int]
     coils: int
+    subject: str
+    note: str = ""
     crop: tuple[int, int] | None = None
     scored: tuple[int, int] | None = None
     valid_columns: tuple[int, int] | None = None
@@ -99,7 +107,10 @@ class MRIVolume:
         if self.kind == "nifti":
             return simulated_case(self.path, index, self.crop)
         with FastMRIFile(self.path) as file:
-            kspace = crop_readout(file.read_slice(index).kspace, file.readout_height)
+            try:
+                kspace = crop_readout(file.read_slice(index).kspace, file.readout_height)
+            except EmptySliceError:  # beyond the head, say
+                kspace = torch.zeros(self.coils, *self.shape, dtype=torch.complex64)
         return make_case(f"{self.key}, slice {index}", kspace)
 
 
@@ -114,11 +125,7 @@ def open_volumes(entry: VolumeEntry) -> list[MRIVolume]:
     if entry.kind == "measured":
         case = measured_case(entry.path)
         coils, height, width = case.kspace.shape
-        return [
-            MRIVolume(
-                entry.name or case.name, case.name, entry.path, "measured", (0,), (height, width), coils
-            )
-        ]
+        return [_volume(entry, case.name, entry.path, slices=(0,), shape=(height, width), coils=coils)]
     if entry.kind == "nifti":
         count, height, width = volume_shape(entry.path)
         slices = _checked(entry, count)
@@ -130,7 +137,7 @@ def open_volumes(entry: VolumeEntry) -> list[MRIVolume]:
         stem = entry.path.name.removesuffix(".gz").removesuffix(".nii")
         shape = entry.crop or (height, width)
         return [
-            MRIVolume(entry.name or stem, stem, entry.path, "nifti", slices, shape, NUM_COILS, entry.crop)
+            _volume(entry, stem, entry.path, slices=slices, shape=shape, coils=NUM_COILS, crop=entry.crop)
         ]
     paths = sorted(entry.path.glob("*.h5")) if entry.path.is_dir() else [entry.path]
     if not paths:
@@ -138,27 +145,39 @@ def open_volumes(entry: VolumeEntry) -> list[MRIVolume]:
     return [_open_fastmri(path, entry) for path in paths]
 
 
+def _volume(entry: VolumeEntry, key: str, path: Path, **facts: Any) -> MRIVolume:
+    name = entry.name or key
+    return MRIVolume(name, key, path, entry.kind, subject=entry.subject or name, note=entry.note, **facts)
+
+
 def _open_fastmri(path: Path, entry: VolumeEntry) -> MRIVolume:
     with FastMRIFile(path) as file:
         if not file.multicoil:
             raise ReconError(f"{path}: methods are given coil maps, and this file has a single coil")
         valid = file.valid_columns
-        first = file.read_slice(_checked(entry, file.num_slices)[0])
+        slices = _checked(entry, file.num_slices)
+        first = _first_measured(file, slices)
         if file.mask is not None or not bool(first.measured[valid[0] : valid[1]].all()):
             raise ReconError(
                 f"{path}: the data are undersampled already, so there is nothing to compare with"
             )
-        return MRIVolume(
-            name=entry.name or file.stem,
-            key=file.stem,
-            path=path,
-            kind="fastmri",
-            slices=_checked(entry, file.num_slices),
+        return _volume(
+            entry,
+            file.stem,
+            path,
+            slices=slices,
             shape=(file.readout_height, file.shape[1]),
             coils=file.num_coils,
             scored=file.target_shape,
             valid_columns=valid,
         )
+
+
+def _first_measured(file: FastMRIFile, slices: Sequence[int]) -> KspaceSlice:
+    for index in slices:
+        with contextlib.suppress(EmptySliceError):
+            return file.read_slice(index)
+    raise ReconError(f"{file.path}: the slices {', '.join(map(str, slices))} are all zeros")
 
 
 def _checked(entry: VolumeEntry, count: int) -> tuple[int, ...]:
@@ -175,7 +194,14 @@ class MRIStudy:
     modality = "mri"
 
     def __init__(self, configuration: Configuration) -> None:
-        self.volumes = [volume for entry in configuration.data for volume in open_volumes(entry)]
+        opened = [volume for entry in configuration.data for volume in open_volumes(entry)]
+        self.volumes = [volume for volume in opened if targets_of(configuration.targets, volume)]
+        why = f"it has none of the targets {', '.join(configuration.targets)}"
+        self.left_out = {volume.name: why for volume in opened if volume not in self.volumes}
+        if not self.volumes:
+            raise ReconError(
+                f"{configuration.path}: targets: no volume has any of {', '.join(configuration.targets)}"
+            )
         self.conditions = [
             Condition(f"{mask.kind} ×{mask.acceleration:g}", mask.kind, mask.acceleration, mask.kind)
             for mask in configuration.masks
@@ -257,6 +283,10 @@ class MRIStudy:
         """Those of the targets asked for that this volume has."""
         found = self._case(volume, index).targets
         return {name: self.scored(volume, found[name]) for name in self.meanings if name in found}
+
+    def is_empty(self, volume: MRIVolume, index: int) -> bool:
+        """Whether k-space of a slice is all zeros."""
+        return self._case(volume, index).empty
 
     def scored(self, volume: MRIVolume, image: Tensor) -> np.ndarray:
         """Magnitude, cropped as fastMRI does."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics as stdlib_statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.matrix.document import Block, Bullets, Cell, Heading, Paragraph, Picture, Table
 from benchmarks.matrix.rows import BETTER, Row
-from benchmarks.matrix.statistics import Estimate, compare, summary
+from benchmarks.matrix.statistics import Estimate, compare, subjects_of, summaries
 from benchmarks.matrix.study import Condition
 from recon.metrics import LOG_SIDE, LOG_SIGMA, MS_SSIM_SIDE
 
@@ -54,7 +55,7 @@ class Facts:
     main : str
         Column that the others are compared with.
     skipped, failures : mapping
-        Method or unit -> why it is not there.
+        Method or volume, and unit -> why it is not there.
     missing : int
         Rows that were not run.
     figures : sequence of (Path, str)
@@ -125,22 +126,81 @@ def _absent(facts: Facts) -> list[Block]:
 
 
 def _how_summarised(rows: Sequence[Row], facts: Facts) -> str:
-    volumes = len({row["volume"] for row in rows})
     text = (
-        f"PSNR in dB / SSIM: mean over {volumes} volume{'s' * (volumes != 1)}, each counting once whatever "
-        f"the number of its slices, and {len(facts.seeds)} seed{'s' * (len(facts.seeds) != 1)}; the best in "
-        "bold."
+        f"PSNR in dB / SSIM: mean over volumes, each counting once whatever the number of its slices, and "
+        f"{counted(len(facts.seeds), 'seed')}; the best in bold. The means of a line are over the volumes "
+        "that every method has which is in it."
     )
-    if volumes * len(facts.seeds) == 1:
-        return f"{text} Of one volume and one seed there is no interval."
-    text += f" In brackets 95 % intervals of {facts.draws} bootstrap draws over volumes and seeds."
-    if volumes == 1:
+    if len(set(subjects_of(rows).values())) * len(facts.seeds) == 1:
+        return text
+    return (
+        f"{text} In brackets 95 % intervals of {facts.draws} bootstrap draws over subjects and seeds: "
+        "volumes of one subject go together."
+    )
+
+
+def counted(number: int, what: str) -> str:
+    """As in ``1 volume`` and ``3 volumes``."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def means_over(used: Sequence[Collection[str]], subjects: Mapping[str, str], seeds: int) -> str:
+    """Say how many volumes and subjects the means of a table are over, and what their intervals are worth.
+
+    Parameters
+    ----------
+    used : sequence
+        For each line the volumes that its means are over.
+    subjects : mapping
+        Volume -> subject.
+    seeds : int
+        How many there are.
+    """
+    counts = sorted(
+        {(len(volumes), len({subjects[name] for name in volumes})) for volumes in used if volumes}
+    )
+    if not counts:
+        return "There are no means."
+    shown = [f"{counted(volumes, 'volume')} of {counted(people, 'subject')}" for volumes, people in counts]
+    text = f"Means over {' or '.join(shown)}."
+    volumes, least = counts[0][0], min(people for _, people in counts)
+    if least * seeds == 1:
+        text += f" Of one {'volume' if volumes == 1 else 'subject'} and one seed there is no interval."
+    elif least == 1:
         text += (
-            " With a single volume they hold the chance of the seeds, and say nothing about other patients."
+            " With a single subject the intervals hold the chance of the seeds, and say nothing about other "
+            "patients."
         )
-    elif volumes < 10:
-        text += f" Of {volumes} volumes they are rough, and most likely too narrow."
+    elif least < 10:
+        text += f" Of {least} subjects the intervals are rough, and most likely too narrow."
     return text
+
+
+def left_out(used: Mapping[str, Collection[str]], volumes: Sequence[str]) -> list[str]:
+    """Say which of the volumes the means of a line leave out; nothing if they are over all of them.
+
+    Parameters
+    ----------
+    used : mapping
+        Line -> volumes that its means are over.
+    volumes : sequence of str
+        All of them.
+    """
+    lines: dict[str, list[str]] = {}
+    for label, kept in used.items():
+        dropped = [name for name in volumes if name not in kept]
+        if dropped:
+            text = f"without {', '.join(dropped)}, which not every method has"
+            lines.setdefault(text if kept else "there is no volume that every method has", []).append(label)
+    return [f"{', '.join(labels)}: {text}." for text, labels in lines.items()]
+
+
+def source_of_maps(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Say where the coil maps behind a table come from."""
+    sources = dict.fromkeys(row["calibration_source"] for row in rows if row["calibration_source"])
+    if not sources:
+        return ""
+    return f"Coil maps, for methods that take them: from the calibration region of {', or '.join(sources)}."
 
 
 def _interval(estimate: Estimate, form: str, sign: bool = False) -> str:
@@ -157,23 +217,35 @@ def _summary(rows: Sequence[Row], facts: Facts, target: str) -> list[Block]:
     by_method = {name: [row for row in of_target if row["method"] == name] for name in facts.columns}
     by_method = {name: own for name, own in by_method.items() if own}
     lines: list[list[str | Cell]] = []
+    used: dict[str, list[str]] = {}
     groups = [[mask] for mask in facts.masks]
     if len(facts.masks) > 1:
         groups.append(facts.masks)
     for masks in groups:
-        found = {
-            name: {m: summary(own, m, masks, facts.seeds, facts.draws) for m in ("PSNR", "SSIM")}
-            for name, own in by_method.items()
-        }
-        label: list[str | Cell] = [masks[0] if len(masks) == 1 else "all"]
+        name = masks[0] if len(masks) == 1 else "all"
+        psnr, used[name] = summaries(by_method, "PSNR", masks, facts.seeds, facts.draws)
+        ssim, _ = summaries(by_method, "SSIM", masks, facts.seeds, facts.draws)
+        label: list[str | Cell] = [name]
         if facts.modality == "mri":
             label.append(_realised(of_target, masks))
+        found = {method: {"PSNR": psnr[method], "SSIM": ssim[method]} for method in by_method}
         lines.append([*label, *_best_in_bold(found, ("PSNR", "SSIM"))])
     what = ["mask", "realised"] if facts.modality == "mri" else ["scan"]
-    blocks: list[Block] = [Heading(f"Target `{target}`, all volumes", 3), Table([*what, *by_method], lines)]
+    subjects = subjects_of(of_target)
+    below = [*left_out(used, list(subjects)), source_of_maps(of_target)]
+    blocks: list[Block] = [
+        Heading(f"Target `{target}`, all volumes", 3),
+        Paragraph(means_over(list(used.values()), subjects, len(facts.seeds))),
+        Table([*what, *by_method], lines),
+    ]
+    blocks += [Paragraph(text) for text in below if text]
     comparison = _comparison(by_method, facts)
     if comparison is not None:
         blocks.append(comparison)
+        if facts.modality == "mri":
+            realised = _realised(of_target, facts.masks)
+            text = f"All masks, realised acceleration {realised}. {source_of_maps(of_target)}"
+            blocks.append(Paragraph(text))
     return blocks
 
 

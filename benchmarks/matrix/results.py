@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -10,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import machine, versions
 from benchmarks.matrix.configuration import Configuration
 from benchmarks.matrix.document import as_html, as_markdown
 from benchmarks.matrix.drawing import Panel, curves, dots, pictures
@@ -23,17 +23,8 @@ from benchmarks.matrix.study import Condition, Study
 from recon.errors import ReconError
 from recon.metrics import psnr
 
-PACKAGES = (
-    "torch",
-    "numpy",
-    "scipy",
-    "scikit-image",
-    "sigpy",
-    "fastmri",
-    "deepinv",
-    "astra-toolbox",
-    "dis-recon",
-)
+DIGITS = 12
+"""Of a hash that the page shows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +40,7 @@ class Benchmark:
     entries : list of Entry
         Its methods.
     skipped : dict of str to str
-        Optional methods that are not there, and why.
+        Optional methods that are not there, volumes without a target, and why.
     units : list of Planned
         Everything that is to be reconstructed.
     store : Store
@@ -101,11 +92,11 @@ def prepare(
         configuration,
         study,
         entries,
-        skipped,
-        plan(study, entries, configuration.seeds),
+        study.left_out | skipped,
+        plan(study, entries, configuration.seeds, device),
         store,
         shared,
-        _main_column(configuration, entries),
+        _main_column(configuration, entries, skipped),
         _drawn(configuration, study),
     )
 
@@ -178,8 +169,10 @@ def _figures(
     path = out / "psnr.png"
     dots(rows, path, targets=targets, **shared)
     caption = "PSNR of every method: means over volumes"
-    if len(study.volumes) * len(configuration.seeds) > 1:
-        caption += ", with 95 % intervals; ticks are single volumes"
+    if len({volume.subject for volume in study.volumes}) * len(configuration.seeds) > 1:
+        caption += ", with 95 % intervals"
+    if len(study.volumes) > 1:
+        caption += "; ticks are single volumes"
     figures = [(path, caption)]
     label = "acceleration asked for" if study.modality == "mri" else "views, or degrees"
     path = out / "curves.png"
@@ -189,7 +182,7 @@ def _figures(
     return figures if case is None else [*figures, case]
 
 
-def _main_column(configuration: Configuration, entries: Sequence[Entry]) -> str:
+def _main_column(configuration: Configuration, entries: Sequence[Entry], skipped: Mapping[str, str]) -> str:
     """Column that the others are compared with."""
     if not entries:
         raise ReconError(f"{configuration.path}: every method is left out")
@@ -198,35 +191,65 @@ def _main_column(configuration: Configuration, entries: Sequence[Entry]) -> str:
     for entry in entries:
         if configuration.main in (entry.name, *entry.names):
             return configuration.main if configuration.main in entry.names else entry.names[-1]
-    raise ReconError(f"{configuration.path}: main: there is no method {configuration.main!r}")
+    where = f"{configuration.path}: main:"
+    if configuration.main in skipped:
+        raise ReconError(f"{where} {configuration.main} is left out: {skipped[configuration.main]}")
+    raise ReconError(f"{where} there is no method {configuration.main!r}")
 
 
 def _how(benchmark: Benchmark, command: str) -> dict[str, str]:
     """Name -> text: how the page was made."""
     configuration, study, shared = benchmark.configuration, benchmark.study, benchmark.shared
     store, units = benchmark.store, benchmark.units
-    stored = [store.facts(unit.key) for unit in units if store.has(unit.key)]
+    kept = [(unit, store.facts(unit.key)) for unit in units if store.has(unit.key)]
+    stored = [fact for _, fact in kept]
     days = sorted({date.fromtimestamp(fact["finished"]).isoformat() for fact in stored})
-    threads = sorted({fact["torch_threads"] for fact in stored})
-    old = sum(fact["code"] != code_digest() for fact in stored)
     how = {
         "date": days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}",
-        "machine": machine(shared.device, threads),
+        "machine": _all_of(stored, "machine"),
+        "device": _all_of(stored, "device"),
         "command": f"`{command}`",
-        "versions": versions(PACKAGES),
-        "code": "as it stands: every reconstruction was made by it"
-        if not old
-        else f"{old} of {len(stored)} reconstructions were made by an earlier state; `--fresh` repeats them",
+        "versions": _all_of(stored, "versions"),
+        "code": _code(stored),
     }
     if any(entry.uses_prior for entry in benchmark.entries):
         digest = shared.prior_digest.partition(" ")[0]
         name = Path(str(shared.prior_name)).name
-        how["prior"] = f"{name}, SHA-256 {digest[:12]}…, {shared.precision}"
-    how["volumes"] = "; ".join(
-        f"{volume.name}: {volume.source}" + _slices(volume) for volume in study.volumes
-    )
+        how["prior"] = f"{name}, SHA-256 {digest[:DIGITS]}…, {shared.precision}"
+    how["volumes"] = "; ".join(_described(volume) for volume in study.volumes)
+    empty = dict.fromkeys(f"{unit.volume.name}, slice {unit.index}" for unit, fact in kept if fact["empty"])
+    if empty:
+        how["empty slices"] = f"{'; '.join(empty)}: nothing was measured, and every method's image is zero"
     how["seeds"] = ", ".join(map(str, configuration.seeds))
     return how | study.notes
+
+
+def _all_of(facts: Sequence[Mapping[str, Any]], what: str) -> str:
+    """What units say of where they were made: reconstructions that are kept may be of several machines."""
+    counts = Counter(fact[what] for fact in facts)
+    if len(counts) == 1:
+        return next(iter(counts))
+    return "; ".join(f"{text} ({count} of {len(facts)} reconstructions)" for text, count in counts.items())
+
+
+def _code(facts: Sequence[Mapping[str, Any]]) -> str:
+    """Hash of the code, and whether it made all units."""
+    now = code_digest()[:DIGITS]
+    earlier = Counter(fact["code"][:DIGITS] for fact in facts if fact["code"] != code_digest())
+    if not earlier:
+        return f"as it stands, {now}: every reconstruction was made by it"
+    return (
+        f"now {now}; {earlier.total()} of {len(facts)} reconstructions were made by an earlier state, "
+        f"{', '.join(earlier)}; `--fresh` repeats them"
+    )
+
+
+def _described(volume: Any) -> str:
+    """Name, source, slices, whom it shows, and what is to be known of it."""
+    text = f"{volume.name}: {volume.source}{_slices(volume)}"
+    if volume.subject != volume.name:
+        text += f", subject {volume.subject}"
+    return f"{text} ({volume.note.rstrip('.')})" if volume.note else text
 
 
 def _slices(volume: Any) -> str:
@@ -242,6 +265,9 @@ def _drawn(configuration: Configuration, study: Study) -> tuple[Any, int, Condit
     volume = next((v for v in study.volumes if chosen.volume in (None, v.name)), None)
     if volume is None:
         known = "; ".join(v.name for v in study.volumes)
+        why = study.left_out.get(chosen.volume or "")
+        if why is not None:
+            raise ReconError(f"{where} the volume {chosen.volume!r} is left out: {why}")
         raise ReconError(f"{where} there is no volume {chosen.volume!r}, but {known}")
     condition = next((c for c in study.conditions if chosen.mask in (None, c.label)), None)
     if condition is None:
@@ -259,6 +285,8 @@ def _picture(benchmark: Benchmark, path: Path) -> tuple[Path, str] | None:
     volume, index, condition = benchmark.drawn
     targets = study.targets(volume, index)
     target, truth = next(iter(targets.items()))
+    if study.is_empty(volume, index):
+        return None  # black throughout
     peak = study.data_range(truth)
     panels = []
     for entry in benchmark.entries:

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.matrix.methods import sample_name
 from benchmarks.matrix.running import Planned
 from benchmarks.matrix.store import Store, Unit, key_of
-from benchmarks.matrix.study import Study
+from benchmarks.matrix.study import NOISE_FREE, Study, targets_of
 from recon.errors import ReconError
 from recon.metrics import hfen, ms_ssim, nmse, psnr, ssim
 
@@ -25,6 +25,7 @@ Row = dict[str, Any]
 COLUMNS = (
     "modality",
     "volume",
+    "subject",
     "slices",
     "simulated",
     "mask",
@@ -65,8 +66,6 @@ BETTER: dict[str, Callable[..., float]] = {
 
 SCORING = 1
 """To be raised when the definition of a metric changes, so that kept scores are not taken for new ones."""
-
-NOISE_FREE = "noise-free"
 
 
 def score(
@@ -133,6 +132,7 @@ def _rows_of(
     shared: Row = {
         "modality": study.modality,
         "volume": first.volume.name,
+        "subject": first.volume.subject,
         "slices": len(first.volume.slices),
         "simulated": first.volume.simulated,
         "mask": first.condition.label,
@@ -146,7 +146,8 @@ def _rows_of(
     if len(first.entry.names) == 2:
         columns.insert(0, (sample_name(first.entry.name), "first_sample"))
     rows = []
-    for target in _targets_of(study, first):
+    known = targets_of(study.meanings, first.volume)
+    for target in known:
         for name, which in columns:
             what = {
                 "units": [unit.key for unit in group],
@@ -156,6 +157,7 @@ def _rows_of(
                 "perceptual": perceptual,
                 "scoring": SCORING,
                 "scored": getattr(first.volume, "scored", None),
+                "noise_free": NOISE_FREE in known,  # then the target is scored against it too
             }
             key = key_of(what)
             scores = store.score(key)
@@ -170,7 +172,7 @@ def _rows_of(
             rows.append({**shared, "target": target, "method": name, **scores, **_costs(facts, which)})
             chosen = [_chosen(fact["chosen"], target, study.meanings) for fact in facts]
             if any(chosen):
-                rows[-1]["chosen"] = "; ".join(chosen)
+                rows[-1]["chosen"] = "; ".join(text or "–" for text in chosen)
     return rows
 
 
@@ -183,13 +185,12 @@ def _chosen(chosen: Mapping[str, Any], target: str, targets: Collection[str]) ->
     )
 
 
-def _targets_of(study: Study, unit: Planned) -> list[str]:
-    """Targets that a volume has: only a simulated one has an image before noise was added."""
-    return [name for name in study.meanings if name != NOISE_FREE or unit.volume.simulated]
-
-
 def _costs(facts: Sequence[dict[str, Any]], which: str | None) -> Row:
-    """Of a slice, on average; memory is the largest. One of several samples: its share of what all took."""
+    """Of a slice, on average; memory is the largest. One of several samples: its share of what all took.
+
+    Slices of which nothing was measured took nothing, which is no merit of a method.
+    """
+    facts = [fact for fact in facts if not fact["empty"]]
     made: Row = {"num_samples": facts[0]["num_samples"] if which is None else 1}
     for name, column in (("nfe", "NFE"), ("wall_s", "wall_s"), ("cpu_s", "cpu_s")):
         shares = [fact[name] / (1 if which is None else fact["num_samples"]) for fact in facts]

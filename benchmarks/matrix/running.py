@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.machine import machine, versions
 from benchmarks.matrix.base import Reconstruction
 from benchmarks.matrix.configuration import Configuration
 from benchmarks.matrix.ct_study import CTStudy
@@ -21,6 +22,19 @@ from benchmarks.matrix.study import Condition, Study
 from operators.errors import OperatorError
 from priors.errors import PriorError
 from recon.errors import ReconError
+
+PACKAGES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "scikit-image",
+    "sigpy",
+    "fastmri",
+    "deepinv",
+    "astra-toolbox",
+    "dis-recon",
+)
+"""Whose versions are kept with every unit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +88,10 @@ def make_study(configuration: Configuration, device: str = "cpu") -> Study:
     return study
 
 
-def plan(study: Study, entries: Sequence[Entry], seeds: Sequence[int]) -> list[Planned]:
+def plan(study: Study, entries: Sequence[Entry], seeds: Sequence[int], device: str = "cpu") -> list[Planned]:
     """List all units: slice by slice, so that data and coil maps are made once; methods inmost."""
     units = []
+    kind = torch.device(device).type  # which of several alike GPUs it is makes no difference
     for volume in study.volumes:
         for index in volume.slices:
             for condition in study.conditions:
@@ -89,6 +104,7 @@ def plan(study: Study, entries: Sequence[Entry], seeds: Sequence[int]) -> list[P
                             "data": data,
                             "targets": sorted(study.meanings) if entry.kind.startswith("oracle-") else None,
                             "method": entry.identity,
+                            "device": kind,
                             "seed": seed if entry.method.needs_seed else None,
                         }
                         units.append(Planned(volume, index, condition, entry, seed, what, key_of(what)))
@@ -154,19 +170,25 @@ def run_units(
 def run_unit(study: Study, unit: Planned, device: str = "cpu") -> Unit:
     """Run one unit; loading the network and preparing the data are not part of its time.
 
+    Of a slice of which nothing was measured nothing is reconstructed: every method gets an image of zeros.
+
     Raises
     ------
     ReconError
         If the method gives an image of another shape, or one that is not finite.
     """
-    scenario = study.scenario(unit.volume, unit.index, unit.condition)
     targets = study.targets(unit.volume, unit.index)
+    shape = next(iter(targets.values())).shape
+    if study.is_empty(unit.volume, unit.index):
+        names = ("image", "first_sample")[: len(unit.entry.names)]
+        nothing = {"nfe": 0, "num_samples": 1, "chosen": {}, "empty": True}
+        return Unit({name: np.zeros(shape, np.float32) for name in names}, nothing | _circumstances(device))
+    scenario = study.scenario(unit.volume, unit.index, unit.condition)
     prepare = getattr(unit.entry.method, "prepare", None)
     if prepare is not None:
         prepare()
     with Meter(device) as meter:
         made = unit.entry.method.reconstruct(scenario, unit.seed)
-    shape = next(iter(targets.values())).shape
     images = {}
     for name, image in _images(made):
         scored = study.scored(unit.volume, image)
@@ -186,11 +208,20 @@ def run_unit(study: Study, unit: Planned, device: str = "cpu") -> Unit:
         "memory_mb": meter.memory_mb,
         "memory_added_mb": meter.memory_added_mb,
         "gpu_memory_mb": meter.gpu_memory_mb,
+        "empty": False,
+    }
+    return Unit(images, facts | _circumstances(device))
+
+
+def _circumstances(device: str) -> dict[str, Any]:
+    """When, where and by what code a unit was made, as the page says it."""
+    return {
         "code": code_digest(),
         "finished": time.time(),
-        "torch_threads": torch.get_num_threads(),
+        "device": device,
+        "machine": machine(device),
+        "versions": versions(PACKAGES),
     }
-    return Unit(images, facts)
 
 
 def _images(made: Reconstruction) -> Iterator[tuple[str, torch.Tensor]]:

@@ -25,7 +25,12 @@ RECONSTRUCTING = (
     "benchmarks/cases.py",
     "benchmarks/classical.py",
     "benchmarks/ct_cases.py",
+    "benchmarks/ct_measures.py",
+    "benchmarks/ct_quality.py",
+    "benchmarks/matrix/ct_study.py",
     "benchmarks/matrix/methods.py",
+    "benchmarks/matrix/mri_study.py",
+    "benchmarks/matrix/running.py",
     "benchmarks/peers",
     "benchmarks/supervised",
 )
@@ -42,7 +47,8 @@ class Unit:
         As they are scored, float32 ``(h, w)``: ``image`` or ``image of TARGET``, ``first_sample``, ``std``.
     facts : dict
         JSON-ready: ``nfe``, ``num_samples``, ``wall_s``, ``cpu_s``, ``memory_mb``, ``memory_added_mb``,
-        ``gpu_memory_mb``, ``chosen``, ``code``, ``finished``, ``torch_threads``.
+        ``gpu_memory_mb``, ``chosen``, ``empty``, ``code``, ``finished``, ``device``, ``machine``,
+        ``versions``.
     """
 
     images: dict[str, np.ndarray]

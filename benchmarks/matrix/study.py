@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
+
+NOISE_FREE = "noise-free"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Study(Protocol):
     """Everything about the data of one modality that the runner and the tables need.
 
     A volume is what has a `name` for tables, the indices of its `slices` in the file, whether it was
-    `simulated` from processed images, and in a few words its `source`.
+    `simulated` from processed images, in a few words its `source`, the `subject` that it shows, and a `note`.
 
     Attributes
     ----------
@@ -49,11 +51,14 @@ class Study(Protocol):
         How volumes are seen.
     meanings : dict of str to str
         Target -> what it is.
+    left_out : dict of str to str
+        Volume that the file names and that is not reconstructed -> why.
     """
 
     modality: str
     conditions: list[Condition]
     meanings: dict[str, str]
+    left_out: dict[str, str]
 
     @property
     def volumes(self) -> Sequence[Any]:
@@ -81,6 +86,10 @@ class Study(Protocol):
         """Target -> image ``(h, w)``, as it is scored."""
         ...
 
+    def is_empty(self, volume: Any, index: int) -> bool:
+        """Whether nothing was measured of a slice: it has targets of zeros, and no scenario."""
+        ...
+
     def scored(self, volume: Any, image: Tensor) -> np.ndarray:
         """Image ``(h, w)``, float32, as it is scored, of what a method gave."""
         ...
@@ -88,6 +97,11 @@ class Study(Protocol):
     def data_range(self, target: np.ndarray) -> float | None:
         """Peak of PSNR and SSIM for a volume ``(S, h, w)``; None for its largest value."""
         ...
+
+
+def targets_of(targets: Iterable[str], volume: Any) -> list[str]:
+    """Those that a volume has: only a simulated one has an image before noise was added."""
+    return [name for name in targets if name != NOISE_FREE or volume.simulated]
 
 
 def file_digest(path: Path) -> str:

@@ -126,7 +126,8 @@ def train(
     Challenge 2022, whole images at a time.
 
     Without --validation, one subject in ten is held out. Subjects are DICOM's
-    patients, or the folders (or files) in which all that was given parts.
+    patients, or the folders (or files) in which all that was given parts; patients
+    that lie in such a folder beside other formats are of its subject.
 
     [bold]Train, measure, use[/bold]
 
@@ -146,12 +147,13 @@ def train(
         torchrun --no-python --nproc-per-node 4 recon prior train ... --device cuda
 
     A training that was stopped, by Ctrl-C or by force, goes on from its last stored
-    step when the same command is given again. OUT/curve.png and OUT/pictures show
-    how it is getting on.
+    step when the same command is given again, --steps, --decay, --precision,
+    --memory, --device and --name being as you like; another command's training is
+    refused. OUT/curve.png and OUT/pictures show how it is getting on.
     """
     from dataclasses import replace
 
-    from priors.files import save_prior
+    from priors.files import prior_path, save_prior
     from priors.loading import load_prior
     from priors.network import NetworkPrior
     from priors.training import train as train_prior
@@ -212,6 +214,12 @@ def train(
                 show,
                 start,
                 on_validation=lambda step, prior, clean: _draw(out, step, prior, clean),
+                facts={
+                    "kind": kind.value,
+                    "anatomy": ", ".join(anatomy or ()) or "none",
+                    "initial": "none" if initial is None else prior_path(initial).name,
+                    **found.facts,
+                },
                 device=place,
             )
         if not first:
@@ -310,6 +318,7 @@ class _Found:
     held_out: ImageSource
     notes: list[str]
     problems: Callable[[], list[str]]
+    facts: dict[str, str]
 
 
 def _open(
@@ -322,12 +331,13 @@ def _open(
 ) -> _Found:
     """Find the images of a training, and those to validate on, which may have to be parted from them."""
     from recon.errors import ReconError
+    from recon.image_folders import describe_volumes
     from recon.training_sources import GIB, FileImages
 
     if kind is Kind.discs:
         learned, _ = _source(kind, settings, images)
         held_out, _ = _source(kind, settings, validation, option="--validation", seed=1)
-        return _Found(learned, held_out, [], list)
+        return _Found(learned, held_out, [], list, {})
     _require(kind, images, "IMAGES")
     if not memory > 0:
         raise ReconError(f"--memory must be positive, got {memory:g}")
@@ -340,7 +350,12 @@ def _open(
         notes.append(sentence)
     learned, note = files.source(own)
     held_out, _ = files.source(other)
-    return _Found(learned, held_out, notes + ([note] if note is not None else []), lambda: files.problems)
+    facts = {
+        "training_images": describe_volumes(own, images or []),
+        "validation_images": describe_volumes(other, validation or images or []),
+    }
+    notes += [note] if note is not None else []
+    return _Found(learned, held_out, notes, lambda: files.problems, facts)
 
 
 def _source(

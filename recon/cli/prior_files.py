@@ -213,7 +213,9 @@ def read_image(path: Path, contract: Contract) -> Tensor:
 
     try:
         if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
+            from recon.io.numpy_files import load_array
+
+            values = load_array(path)
         elif path.suffix == ".png":
             from matplotlib.image import imread
 

@@ -24,7 +24,8 @@ def sample(
         list[Path],
         typer.Option(
             help="File to write, repeatable: .png for a sheet of magnitudes with the phases below them, "
-            ".npy for the images themselves, (num, height, width).",
+            ".npy for the images themselves, (num, height, width). Of stacks, .png shows the middle slice, "
+            ".npy holds all: (num, slices, height, width).",
             metavar="FILE",
         ),
     ],
@@ -100,14 +101,19 @@ def sample(
     )
     for path in out:
         write_samples(path, images, facts)
+    middle = ""
+    if images.ndim == 4 and any(path.suffix == ".png" for path in out):
+        middle = f" Of the {images.shape[1]} slices of each, .png shows the middle one."
     typer.echo(
         f"{num} image{'s' * (num != 1)} of {height} × {width} in {time.monotonic() - started:.0f} s, written "
-        f"to {', '.join(map(str, out))}. Made of noise: nobody's images, not for diagnostic use."
+        f"to {', '.join(map(str, out))}.{middle} Made of noise: nobody's images, not for diagnostic use."
     )
 
 
 def write_samples(path: Path, images: np.ndarray, facts: str) -> None:
     """Write images ``(num, H, W)`` in the format that the name ends in, through a temporary file.
+
+    Of stacks ``(num, slices, H, W)`` pictures show the middle slice.
 
     Raises
     ------
@@ -130,7 +136,8 @@ def write_samples(path: Path, images: np.ndarray, facts: str) -> None:
                 from matplotlib.image import imsave
 
                 notes = {"Title": "Samples of a prior, not for diagnostic use", "Description": facts}
-                imsave(file, contact_sheet(images), format="png", metadata=notes)
+                shown = images if images.ndim == 3 else images[:, images.shape[1] // 2]
+                imsave(file, contact_sheet(shown), format="png", metadata=notes)
         temporary.replace(path)
     except OSError as error:
         raise ReconError(f"{path}: cannot be written ({error})") from None

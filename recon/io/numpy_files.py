@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,13 @@ def numpy_shapes(path: str | Path) -> dict[str, tuple[tuple[int, ...], np.dtype]
     try:
         if path.suffix.lower() == ".npy":
             with path.open("rb") as file:
-                return {"": _header(file)}
+                shape, dtype = _header(file)
+                if (
+                    not dtype.hasobject
+                    and file.tell() + math.prod(shape) * dtype.itemsize > path.stat().st_size
+                ):
+                    raise ValueError("it ends before its array does")
+                return {"": (shape, dtype)}
         with zipfile.ZipFile(path) as archive:
             found = {}
             for member in archive.namelist():
@@ -47,8 +53,8 @@ def numpy_shapes(path: str | Path) -> dict[str, tuple[tuple[int, ...], np.dtype]
             return found
     except FileNotFoundError:
         raise ReconError(f"{path}: there is no such file") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ReconError(f"{path} cannot be read as NumPy's {path.suffix}: {error}") from None
+    except Exception as error:  # a damaged file ends in whatever its bytes happen to mean
+        raise _unreadable(path, error) from None
 
 
 def read_numpy(path: str | Path, name: str = "") -> Tensor:
@@ -74,20 +80,35 @@ def read_numpy(path: str | Path, name: str = "") -> Tensor:
     """
     path = Path(path)
     where = f"{path}: array '{name}'" if name else str(path)
-    try:
-        loaded: Any = np.load(path, allow_pickle=False)
-        values = loaded[name] if path.suffix.lower() == ".npz" else loaded
-    except FileNotFoundError:
-        raise ReconError(f"{path}: there is no such file") from None
-    except KeyError:
-        raise ReconError(f"{where}: there is none such") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ReconError(f"{path} cannot be read as NumPy's {path.suffix}: {error}") from None
+    values = load_array(path, name)
     check_array(where, values.shape, values.dtype)
     values = values.astype(np.complex64 if values.dtype.kind == "c" else np.float32)
     if not np.isfinite(values).all():
         raise ReconError(f"{where} holds values that are not finite")
     return torch.from_numpy(values if values.ndim == 3 else values[None])
+
+
+def load_array(path: str | Path, name: str = "") -> np.ndarray:
+    """Read an array as it is; see :func:`read_numpy`.
+
+    Raises
+    ------
+    ReconError
+        Naming the file, if the array is absent or damaged.
+    """
+    path = Path(path)
+    archive = path.suffix.lower() == ".npz"
+    try:
+        loaded: Any = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray) is archive:
+            raise ValueError(f"it holds {'one array (.npy)' if archive else 'an archive of arrays (.npz)'}")
+        return loaded[name] if archive else loaded
+    except FileNotFoundError:
+        raise ReconError(f"{path}: there is no such file") from None
+    except KeyError:
+        raise ReconError(f"{path}: array '{name}': there is none such") from None
+    except Exception as error:  # a damaged file ends in whatever its bytes happen to mean
+        raise _unreadable(path, error) from None
 
 
 def check_array(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -98,8 +119,13 @@ def check_array(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     ReconError
         Beginning with ``where``.
     """
-    if len(shape) not in (2, 3) or 0 in shape or dtype.kind not in "iufc":
+    if len(shape) not in (2, 3) or min(shape) < 1 or dtype.kind not in "iufc":
         raise ReconError(f"{where} holds {dtype} {shape}; expected numbers of shape (H, W) or (slices, H, W)")
+
+
+def _unreadable(path: Path, error: Exception) -> ReconError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return ReconError(f"{path} cannot be read as NumPy's {path.suffix}: {reason}")
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], np.dtype]:

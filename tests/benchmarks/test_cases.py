@@ -51,6 +51,15 @@ def test_absent_cfl_and_single_coil(tmp_path):
         measured_case(tmp_path / "none.cfl")
     with pytest.raises(ReconError, match="coils in the fourth"):
         measured_case(write_cfl(tmp_path, np.ones((1, 30, 26)), (1, 30, 26)))
+    with pytest.raises(ReconError, match="k-space is all zeros"):
+        measured_case(write_cfl(tmp_path, np.zeros((1, 30, 26, 2)), (1, 30, 26, 2)))
+
+
+def test_targets_of_nothing_are_zero():
+    made = make_case("beyond the head", torch.zeros(3, *SHAPE, dtype=torch.complex64))
+    assert made.empty
+    assert not case().empty
+    assert all(torch.equal(made.targets[name], torch.zeros(SHAPE)) for name in ("rss", "combined"))
 
 
 def test_targets_of_noiseless_data_are_the_image_seen_through_the_coils():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,20 +13,22 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from benchmarks import __main__ as command
 from benchmarks.matrix import methods as registry
-from benchmarks.matrix import results
+from benchmarks.matrix import results, running
 from benchmarks.matrix.base import Reconstruction
 from benchmarks.matrix.configuration import read_configuration
 from benchmarks.matrix.methods import KINDS, Kind
 from benchmarks.matrix.mri_study import MRIStudy
 from benchmarks.matrix.resources import Meter
+from benchmarks.matrix.store import RECONSTRUCTING, ROOT, Store, code_digest
 from priors import Contract, DenoisingUNet, NetworkPrior, NetworkSettings, save_prior
 from recon.errors import ReconError
 from recon.metrics import nmse, psnr, ssim
 from tests.benchmarks.chest_phantom import PIXEL, chest
-from tests.benchmarks.head_phantom import case, write_cfl
+from tests.benchmarks.head_phantom import case, phantom, write_cfl
 from tests.recon.fastmri_files import make_kspace, write_file
 
 MRI = """
@@ -201,6 +204,8 @@ def test_a_failing_unit_is_reported_and_the_others_go_on(folder, made, capsys):
     ]
     page = (folder / "out" / "page.md").read_text()
     assert "- Failed: volume, slice 0, equispaced ×3, a: RuntimeError: the machine is on fire" in page
+    assert "Means over 1 volume of 1 subject. Of one volume and one seed there is no interval." in page
+    assert "equispaced ×3: without volume, which not every method has." in page
     made["a"].fails_at = ""
     assert run(folder) == 0
     assert len(rows_of(folder)) == 4
@@ -266,6 +271,53 @@ def test_other_code_is_said_in_the_page_and_computed_again_when_asked(folder, ma
     assert "3 of 6 reconstructions were made by an earlier state" in (folder / "out" / "page.md").read_text()
 
 
+def test_the_page_names_all_machines_that_made_what_is_kept(folder, made, monkeypatch):
+    write(folder)
+    assert run(folder, "--methods", "a") == 0
+    for name, text in (("machine", "another machine"), ("versions", "torch 9")):
+        monkeypatch.setattr(running, name, lambda *arguments, text=text: text)
+    assert run(folder) == 0
+    page = (folder / "out" / "page.md").read_text()
+    assert re.search(
+        r"\n- machine: .* used by torch \(3 of 6 rec.*; another machine \(3 of 6 reconstructions\)\n", page
+    )
+    assert re.search(r"\n- versions: torch .* \(3 of 6 rec.*; torch 9 \(3 of 6 reconstructions\)\n", page)
+    assert "\n- device: cpu\n" in page
+    assert f"\n- code: as it stands, {code_digest()[:12]}: every" in page
+
+
+def test_what_a_gpu_made_is_not_taken_for_what_a_cpu_would(folder, made):
+    configuration, shared = configured(folder, "[a]")
+    study, (entries, _) = MRIStudy(configuration), registry.make_entries(configuration, shared)
+    keys = {
+        device: [unit.key for unit in running.plan(study, entries, [0], device)]
+        for device in ("cpu", "cuda", "cuda:1")
+    }
+    assert not set(keys["cpu"]) & set(keys["cuda"])
+    assert keys["cuda"] == keys["cuda:1"]
+
+
+def test_the_hash_is_of_all_code_that_makes_images():
+    # Every module of the benchmarks behind a unit, but those known here to make neither data nor images.
+    seen, waiting = set(), ["benchmarks/matrix/running.py"]
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for name in re.findall(r"from (benchmarks[.\w]*) import (\w+)", (ROOT / path).read_text()):
+            parts = (f"{name[0].replace('.', '/')}.py", f"{'/'.join(name).replace('.', '/')}.py")
+            waiting += [part for part in parts if (ROOT / part).exists()]
+    assert {path for path in seen if not path.startswith(RECONSTRUCTING)} == {
+        "benchmarks/machine.py",
+        "benchmarks/kept_lines.py",
+        *(
+            f"benchmarks/matrix/{name}.py"
+            for name in ("base", "configuration", "resources", "store", "study")
+        ),
+    }
+
+
 def test_a_part_may_be_run_alone(folder, made):
     write(folder)
     assert run(folder, "--methods", "b", "--only", "volume, slice 1") == 0
@@ -273,6 +325,111 @@ def test_a_part_may_be_run_alone(folder, made):
     assert run(folder, "--methods", "b") == 0
     assert [row["method"] for row in rows_of(folder)] == ["b", "b"]
     assert "3 reconstructions have not been run" in (folder / "out" / "page.md").read_text()
+
+
+# Volumes, subjects and targets
+
+SIMULATED = {"  - fastmri: volume.h5": "  - nifti: head.nii"}
+
+
+@pytest.fixture
+def head(folder):
+    """A folder with a volume to simulate k-space of, too."""
+    nibabel = pytest.importorskip("nibabel")
+    volume = np.stack([phantom().numpy().T] * 2, axis=-1)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / "head.nii")
+    return folder
+
+
+def test_volumes_of_one_subject_and_what_is_to_be_known_of_them(folder, made):
+    write(
+        folder,
+        **{
+            "full.cfl": "full.cfl\n    subject: she",
+            "slices: [0, 1]": "slices: [0, 1]\n    subject: she\n    note: Settings were chosen on it.",
+        },
+    )
+    assert run(folder) == 0
+    assert {row["subject"] for row in rows_of(folder)} == {"she"}
+    page = (folder / "out" / "page.md").read_text()
+    assert "slices 0, 1, subject she (Settings were chosen on it)" in page
+    assert "Means over 2 volumes of 1 subject. Of one subject and one seed there is no interval." in page
+    assert "[" not in page.partition("## Summary")[2].partition("## Target")[0]
+
+
+def test_three_volumes_of_mri_yaml_are_of_one_patient(tmp_path):
+    path = ROOT / "benchmarks" / "mri.yaml"
+    for entry in yaml.safe_load(path.read_text())["data"]:
+        file = tmp_path / entry.get("nifti", entry.get("measured"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    data = read_configuration(path, tmp_path).data
+    assert [entry.subject for entry in data] == [None, *["patient 19"] * 3]
+    assert [bool(entry.note) for entry in data] == [True, True, True, False]
+
+
+def test_each_target_says_how_many_volumes_have_it(head, made):
+    write(head, **SIMULATED, **{"targets: [rss]": "targets: [rss, noise-free]"})
+    assert run(head) == 0
+    page = (head / "out" / "page.md").read_text()
+    for target, text in (("rss", "2 volumes of 2 subjects"), ("noise-free", "1 volume of 1 subject")):
+        assert f"### Target `{target}`, all volumes\n\nMeans over {text}." in page
+
+
+def test_a_target_asked_for_later_completes_the_rows_of_the_others(head, made):
+    def noise_free():
+        assert run(head) == 0
+        return [row["noise_free_PSNR"] for row in rows_of(head) if row["target"] == "rss"]
+
+    write(head, **SIMULATED)
+    assert noise_free() == [""] * 4
+    write(head, **SIMULATED, **{"targets: [rss]": "targets: [rss, noise-free]"})
+    assert [bool(value) for value in noise_free()] == [False, False, True, True]
+    assert len(made["a"].calls) == 3
+
+
+def test_volumes_without_a_target_are_left_out_before_the_run(head, made, capsys):
+    write(head, **SIMULATED, **{"targets: [rss]": "targets: [noise-free]"})
+    assert run(head) == 0
+    reason = "it has none of the targets noise-free"
+    assert capsys.readouterr().err.count(f"full, measured, 5 coils is left out: {reason}\n") == 1
+    assert f"- Left out: full, measured, 5 coils, because {reason}." in (
+        (head / "out" / "page.md").read_text()
+    )
+    assert {row["volume"] for row in rows_of(head)} == {"head"}
+    made["a"].calls.clear()
+    write(head, **{"targets: [rss]": "targets: [noise-free]"})
+    assert run(head) == 2
+    assert "targets: no volume has any of noise-free" in capsys.readouterr().err
+    assert not made["a"].calls
+
+
+def test_an_empty_slice_is_zero_for_every_method(folder, made):
+    save_tiny(folder / "tiny.safetensors")
+    with h5py.File(folder / "volume.h5", "r+") as file:
+        file["kspace"][0] = 0
+    two = "{method: dds, name: D, num_samples: 2, rows: [sample, mean], settings: {nfe: 2}}"
+    black = {"bootstrap: 200": "picture: {volume: volume, slice: 0}"}
+    write(folder, methods=f"[a, {two}]", **black)
+    assert run(folder) == 0
+    assert [name for name, _, _ in made["a"].calls] == ["full, measured, 5 coils", "volume, slice 1"]
+    rows = {row["method"]: row for row in rows_of(folder) if row["volume"] == "volume"}
+    assert {row["slices"] for row in rows.values()} == {"2"}
+    assert (rows["D, mean of 2"]["num_samples"], float(rows["D, mean of 2"]["NFE"])) == ("2", 4)
+    # By hand, with nothing where nothing was measured.
+    study = MRIStudy(read_configuration(folder / "test.yaml"))
+    truth = np.stack([study.targets(study.volumes[1], index)["rss"] for index in (0, 1)])
+    scenario = study.scenario(study.volumes[1], 1, study.conditions[0])
+    image = study.scored(study.volumes[1], made["a"].reconstruct(scenario, 0).image)
+    assert not truth[0].any()
+    assert float(rows["a"]["PSNR"]) == pytest.approx(psnr(truth, np.stack([0 * image, image])), rel=1e-5)
+    page = (folder / "out" / "page.md").read_text()
+    assert "- empty slices: volume, slice 0: nothing was measured" in page
+
+    with h5py.File(folder / "volume.h5", "r+") as file:
+        file["kspace"][1] = 0
+    with pytest.raises(ReconError, match="the slices 0, 1 are all zeros"):
+        MRIStudy(read_configuration(folder / "test.yaml"))
 
 
 # Our own methods, and the page
@@ -335,9 +492,13 @@ def test_from_the_files_to_the_page(folder):
         "ESPIRiT from the calibration region of the undersampled data",
         "Magnitude of the fully sampled coil images combined with ESPIRiT maps",
         "| CG – zero-filled |",
-        "200 bootstrap draws over volumes and seeds",
+        "200 bootstrap draws over subjects and seeds",
+        "Means over 2 volumes of 2 subjects. Of 2 subjects the intervals are rough",
     ):
         assert text in page, text
+    # Below the means and the differences of both targets.
+    source = "Coil maps, for methods that take them: from the calibration region of undersampled data."
+    assert page.count(source) == 4
     assert "flatters every method, since" not in page  # all of it was measured
     table = page.partition("\n## Target `rss`")[2].partition("HFEN")[0]
     (line,) = (line for line in table.splitlines() if line.startswith("| volume | 2 | equispaced ×3 |"))
@@ -367,6 +528,10 @@ def test_supervised_methods_are_imported_when_they_are_asked_for(folder, monkeyp
         settings: str = "a network"
         needs_seed: bool = False
 
+        def __post_init__(self):
+            if self.steps < 1:
+                raise ReconError("at least one step")
+
         def reconstruct(self, case, seed):
             return Reconstruction(case.case.targets["rss"])
 
@@ -389,13 +554,36 @@ def test_supervised_methods_are_imported_when_they_are_asked_for(folder, monkeyp
             "net has no option 'stepz'; its options are",
         ),
         ("[net]", "net needs the option weights"),
+        (
+            "[{method: net, weights: weights.pt, steps: many}]",
+            "line 9: net: steps is a whole number, not 'many'",
+        ),
+        ("[{method: net, weights: weights.pt, steps: 1.5}]", "steps is a whole number, not 1.5"),
+        ("[{method: net, weights: weights.pt, steps: true}]", "steps is a whole number, not True"),
+        ("[{method: net, weights: 3}]", "weights is the name of a file, not 3"),
+        # Optional is what is missing, not what is wrong.
+        ("[zero-filled, {method: net, weights: none.pt, steps: many, optional: true}]", "steps is a whole"),
+        (
+            "[zero-filled, {method: net, weights: weights.pt, steps: 0, optional: true}]",
+            "line 9: net: at least one step",
+        ),
     ):
-        with pytest.raises(ReconError, match=message):
+        with pytest.raises(ReconError, match=message) as error:
             registry.make_entries(*configured(folder, text))
+        assert "\n" not in str(error.value)
     optional = "[zero-filled, {method: net, name: N, weights: none.pt, optional: true}]"
     entries, skipped = registry.make_entries(*configured(folder, optional))
     assert [made.name for made in entries] == ["zero-filled"]
     assert skipped == {"N": "net: weights: there is no file none.pt"}
+    needy = Kind(
+        "", "some.where:Network", packages=("torch", "no_such_package"), programs=("no-such-program",)
+    )
+    monkeypatch.setitem(KINDS["mri"], "net", needy)
+    without = configured(folder, optional.replace("none.pt", "weights.pt"))
+    _, skipped = registry.make_entries(*without)
+    assert skipped == {"N": "net needs what is not installed: no_such_package, no-such-program"}
+    with pytest.raises(ReconError, match="main: N is left out: net needs what is not installed: no_such"):
+        results.prepare(replace(without[0], main="N"), Store(folder / "cache"), "cpu")
 
     def absent(name):
         raise ImportError("no fastmri here")
@@ -454,14 +642,18 @@ def configured(folder, methods):
         ("[a, b]", "[{method: dds, rows: [median]}]", "rows is a list of sample, mean"),
         ("[a, b]", "[{method: tv, num_samples: 3}]", "tv draws no samples"),
         ("[a, b]", "[dds-3d]", "reconstructs whole volumes"),
+        (
+            "[a, b]",
+            "[{method: deepinv-dps, nfe: many}]",
+            "line 9: deepinv-dps: nfe is a whole number, not 'many'",
+        ),
+        ("[a, b]", "[{method: deepinv-dps, num_samples: 1.5}]", "num_samples is a whole number, not 1.5"),
         ("[a, b]", "[oracle-fbp]", "there is no method 'oracle-fbp'"),
         ("[a, b]", "[a, {name: b}]", "line 9: method is missing"),
         ("[a, b]", "[a, b", "expected"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_sentence(folder, made, capsys, old, new, message):
-    import re
-
     save_tiny(folder / "tiny.safetensors")
     write(folder, **({old: new} if old != "[a, b]" else {"[a, b]": new}))
     assert run(folder) == 2
@@ -481,6 +673,12 @@ def test_no_file_and_unknown_methods_of_the_command(folder, made, capsys):
     assert "there is no method 'c', but a, b" in capsys.readouterr().err
     assert run(folder, "--only", "nowhere") == 2
     assert "nothing is left to reconstruct" in capsys.readouterr().err
+    for words, message in (
+        (("--threads", "0"), "error: --threads is a whole number from 1, not 0\n"),
+        (("--device", "foo"), "error: unknown device 'foo': cpu, cuda, cuda:1, ... are known\n"),
+    ):
+        assert run(folder, *words) == 2
+        assert capsys.readouterr().err == message
     assert command.main(["--list-methods"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in ("oracle-tv", "varnet", "score-mri", "oracle-fbp"))
@@ -509,11 +707,39 @@ def test_data_may_lie_elsewhere(folder, made, tmp_path_factory):
 # CT
 
 
-def test_ct_from_the_series_to_the_page(tmp_path):
-    with h5py.File(tmp_path / "hu.h5", "w") as file:
+def write_series(folder):
+    with h5py.File(folder / "hu.h5", "w") as file:
         group = file.create_group("left_out")
         group["hu"] = chest()[None].astype(np.int16)
         group.attrs.update({"pixel_spacing_mm": [PIXEL / 2] * 2, "licence": "CC BY 4.0"})
+
+
+def test_no_method_is_charged_with_the_scan_and_its_operator(tmp_path, monkeypatch, undrawn):
+    write_series(tmp_path)
+    ready = []
+
+    class Spy(Made):
+        def reconstruct(self, case, seed):
+            problems = {"measurement", "weighted", "unweighted"} <= vars(case).keys()
+            ready.append(problems and "matrix" in case.measurement.operator._made)
+            return Reconstruction(torch.from_numpy(case.case.truth))
+
+    for name in ("first", "second"):
+        monkeypatch.setitem(KINDS["ct"], name, Kind("", lambda name, shared: Spy(name)))
+    (tmp_path / "test.yaml").write_text(
+        "modality: ct\n"
+        "data: [{hu: hu.h5, series: left_out, slices: 0, note: It is made up.}]\n"
+        "scans: [{beam: fan, views: [12, 8]}]\n"
+        "methods: [first, {method: second, name: second}]\n"
+    )
+    assert run(tmp_path, "--methods", "first") == 0
+    assert run(tmp_path) == 0
+    assert ready == [True] * 4
+    assert "(It is made up)" in (tmp_path / "out" / "page.md").read_text()
+
+
+def test_ct_from_the_series_to_the_page(tmp_path):
+    write_series(tmp_path)
     save_tiny(tmp_path / "tiny.safetensors", "real")
     (tmp_path / "test.yaml").write_text(
         "modality: ct\n"

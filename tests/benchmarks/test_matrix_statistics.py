@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.matrix.statistics import bootstrap, compare, summary, tabulate
+from benchmarks.matrix.statistics import bootstrap, compare, summaries, tabulate
 
 
 def test_interval_of_two_volumes_is_exact():
@@ -40,10 +40,26 @@ def test_one_value_has_no_interval():
     assert not found.known
 
 
-def rows(method, values, seed=None):
+def test_volumes_of_a_subject_are_drawn_together():
+    # Two draws of p, with 1 and 3, and q, with 8: both p, one of each, both q.
+    found = bootstrap(np.array([[1.0], [8.0], [3.0]]), 500, ["p", "q", "p"])
+    assert (found.mean, found.low, found.high, found.volumes) == (4, 2, 8, 3)
+    assert not bootstrap(np.array([[1.0], [3.0]]), 500, ["p", "p"]).known
+    assert not bootstrap(np.array([[1.0, 1.0], [3.0, 3.0]]), 500, ["p", "p"]).known  # draws nothing
+    assert bootstrap(np.array([[1.0, 2.0], [3.0, 4.0]]), 500, ["p", "p"]).low == 2  # of the seeds
+
+
+def rows(method, values, seed=None, subject=None):
     """``{(volume, mask): PSNR}`` as rows."""
     return [
-        {"method": method, "volume": volume, "mask": mask, "seed": seed, "PSNR": value}
+        {
+            "method": method,
+            "volume": volume,
+            "subject": subject or volume,
+            "mask": mask,
+            "seed": seed,
+            "PSNR": value,
+        }
         for (volume, mask), value in values.items()
     ]
 
@@ -54,7 +70,28 @@ def test_incomplete_volumes_are_left_out_and_a_method_without_seeds_has_all_of_t
     )
     assert list(found) == ["u"]
     assert found["u"].tolist() == [[1, 1], [2, 2]]
-    assert summary([], "PSNR", ["m"], [0], 10) is None
+    assert summaries({"a": []}, "PSNR", ["m"], [0], 10) == ({"a": None}, [])
+
+
+def test_means_are_over_the_volumes_that_all_methods_have():
+    easy, hard = ("easy", "m"), ("hard", "m")
+    by_method = {"a": rows("a", {easy: 40.0, hard: 20.0}), "b": rows("b", {easy: 39.0}), "c": []}
+    found, volumes = summaries(by_method, "PSNR", ["m"], [0], 10)
+    assert volumes == ["easy"]
+    assert {name: each and each.mean for name, each in found.items()} == {"a": 40, "b": 39, "c": None}
+    by_method["c"] = rows("c", {hard: 30.0})
+    assert summaries(by_method, "PSNR", ["m"], [0], 10) == (dict.fromkeys("abc"), [])
+
+
+def test_intervals_of_means_and_differences_draw_subjects():
+    values = {(name, "m"): value for name, value in (("u", 1.0), ("v", 3.0))}
+    ours = rows("a", values, subject="p")
+    mean = summaries({"a": ours}, "PSNR", ["m"], [0], 10)[0]["a"]
+    lead = compare(ours, rows("b", values, subject="p"), "PSNR", ["m"], [0], 10)
+    assert mean is not None
+    assert lead is not None
+    assert not mean.known
+    assert not lead.difference.known
 
 
 def test_comparison_is_volume_for_volume():

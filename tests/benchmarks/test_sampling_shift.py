@@ -13,9 +13,10 @@ OWN, OTHER = "equispaced ×4", "poisson ×8"
 FIELDS = [*shift.COLUMNS, "SSIM"]
 
 
-def row(method, mask=OWN, volume="a", psnr=40.0, seed="", target="rss", registry="oracle-tv"):
+def row(method, mask=OWN, volume="a", psnr=40.0, seed="", target="rss", registry="oracle-tv", subject=None):
     return {
         "volume": volume,
+        "subject": subject or volume,
         "mask": mask,
         "target": target,
         "method": method,
@@ -23,6 +24,7 @@ def row(method, mask=OWN, volume="a", psnr=40.0, seed="", target="rss", registry
         "seed": seed,
         "simulated": "True",
         "acceleration": "3.2",
+        "calibration_source": "undersampled data",
         "PSNR": psnr,
         "SSIM": 0.9,
     }
@@ -84,6 +86,26 @@ def test_only_volumes_that_both_have_are_compared():
     assert lead.mean == pytest.approx(3.05)
 
 
+def test_means_of_a_line_are_over_the_volumes_that_all_methods_have(tmp_path):
+    hard = [row("TV", volume="hard", psnr=20.0, registry="oracle-tv")]
+    made = [row("TV", volume="easy", psnr=40.0), *hard, row("L1", volume="easy", psnr=39.0)]
+    found = shift.Shift.of(made, "rss", OWN)
+    assert "| **40.00** | 39.00 |" in shift.table(found, "TV")
+    shift.main(["--rows", str(write(tmp_path / "a.csv", made)), "--out", str(tmp_path / "a.md")])
+    page = (tmp_path / "a.md").read_text()
+    assert "Means over 1 volume of 1 subject. Of one volume and one seed there is no interval." in page
+    assert f"{OWN}: without hard, which not every method has." in page
+    assert "Coil maps, for methods that take them: from the calibration region of undersampled data." in page
+    found = shift.Shift.of([*hard, row("L1", volume="easy")], "rss", OWN)
+    assert f"| {OWN} | – | – | – |" in shift.table(found, "TV")
+
+
+def test_intervals_draw_subjects():
+    lead = shift.Shift.of([{**r, "subject": "p"} for r in rows()], "rss", OWN).estimate(OWN, "VarNet")
+    assert lead is not None
+    assert not lead.known  # two volumes of one patient, and nothing drawn
+
+
 def test_seeds_that_differ_are_refused():
     made = [r for r in rows() if not (r["volume"] == "b" and r["seed"] == "1")]
     with pytest.raises(ReconError, match="b, poisson ×8, DDS: there is no row with the seed 1"):
@@ -122,7 +144,7 @@ def test_what_is_not_in_the_rows_is_named(tmp_path, words, message):
 def test_bad_files(tmp_path):
     with pytest.raises(ReconError, match="there is no such file"):
         shift.read_rows(tmp_path / "absent.csv")
-    with pytest.raises(ReconError, match="the column 'mask' of"):
+    with pytest.raises(ReconError, match=r"^[^ ]*a\.csv: the column 'mask' of"):
         shift.read_rows(write(tmp_path / "a.csv", rows(), [f for f in FIELDS if f != "mask"]))
     with pytest.raises(ReconError, match="there are no rows"):
         shift.read_rows(write(tmp_path / "b.csv", []))

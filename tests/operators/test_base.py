@@ -1,5 +1,6 @@
 """Composition, norm, precision, and the errors of the base class and of `check_adjoint`."""
 
+import copy
 from operator import add, matmul, mul, sub
 
 import pytest
@@ -12,6 +13,7 @@ from operators import (
     MulticoilMRI,
     OperatorError,
     SinglecoilMRI,
+    Weighting,
     check_adjoint,
     stack,
 )
@@ -106,6 +108,27 @@ def test_matched_adjoint_is_handed_on(matrices):
     assert A.matched_adjoint
     for operator in (B.H, A @ B.H, A + B, 2 * B, stack([A, B])):
         assert not operator.matched_adjoint
+
+
+def test_matched_adjoint_is_that_of_the_parts_as_they_are(matrices):
+    A, B = (Matrix(m) for m in matrices)
+    composites = (B.H, A @ B.H, A + B, 2 * B, stack([A, B]), (2 * (A + B)).H)
+    for matched in (False, True):
+        B.matched_adjoint = matched
+        assert [operator.matched_adjoint for operator in composites] == [matched] * len(composites)
+
+
+def test_real_weights_and_complex_operators():
+    weights = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0)) + 0.5
+    A, w = multicoil((4, 5), random_mask(5)), Weighting(weights)
+    B, v = w @ A, Weighting(weights[0])
+    for operator in (B, A @ v, 2 * B, B + A, v + v + A.H @ A, B.H, stack([B, A])):
+        assert operator.dtype == torch.complex64
+        check_adjoint(operator)
+    matrix = dense(copy.deepcopy(B).to(torch.complex128), (4, 5))
+    assert B.norm() == pytest.approx(float(torch.linalg.matrix_norm(matrix, 2)), rel=1e-3)
+    # What is real throughout stays so.
+    assert [operator.dtype for operator in (v @ v, 2 * v, v + v, v.H, stack([v]))] == [torch.float32] * 5
 
 
 def test_norm_is_seeded_and_per_item(matrices):

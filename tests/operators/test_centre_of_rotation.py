@@ -44,6 +44,31 @@ def test_offset_is_found_to_a_tenth_of_an_element(name, elements):
     assert found == pytest.approx(elements * spacing, abs=0.1 * spacing)
 
 
+SHORT = FanBeam(turn(226, math.radians(226)), 128, 0.4, 60.0, 90.0)
+
+
+@pytest.mark.parametrize("start", [0, 150, 270, 300])
+@pytest.mark.parametrize("geometry", [HALF, SHORT], ids=["half a turn", "short scan"])
+def test_arcs_stored_modulo_a_whole_turn(geometry, start):
+    wrapped = tuple((angle + math.radians(start)) % (2 * math.pi) for angle in geometry.angles)
+    elements = 2.3
+    true = replace(geometry, angles=wrapped, detector_offset=elements * geometry.detector_spacing)
+    found = find_detector_offset(
+        disc_sinogram(true), replace(true, detector_offset=0.0), max_shift=6 * geometry.detector_spacing
+    )
+    assert found == pytest.approx(elements * geometry.detector_spacing, abs=0.05 * geometry.detector_spacing)
+
+
+@pytest.mark.parametrize("gaps", [((25, 60),), ((20, 50), (80, 110))], ids=["one gap", "two gaps"])
+@pytest.mark.parametrize("geometry", [WHOLE, FLAT], ids=["parallel", "fan"])
+def test_turns_with_views_left_out(geometry, gaps):
+    """What would be opposed to a ray within a gap is not made up from the views beside it."""
+    true = replace(geometry, detector_offset=2.3 * geometry.detector_spacing)
+    kept = [i for i in range(geometry.num_views) if not any(low <= i < high for low, high in gaps)]
+    found = find_detector_offset(disc_sinogram(true)[kept], geometry.subset(kept))
+    assert found == pytest.approx(2.3 * geometry.detector_spacing, abs=0.05 * geometry.detector_spacing)
+
+
 def test_search_begins_at_the_offset_given():
     true = replace(WHOLE, detector_offset=20.2 * SPACING)
     start = replace(WHOLE, detector_offset=18 * SPACING)
@@ -85,6 +110,9 @@ def test_centre_and_offset():
         (HALF, {"method": "guess"}, "auto, opposed, fourier, moments, not 'guess'"),
         (FLAT, {"method": "fourier"}, "for parallel beams"),
         (HALF, {"method": "opposed"}, "no views that oppose"),
+        (HALF.subset([0]), {}, "a single view does not tell the centre of rotation"),
+        (FLAT.subset([0]), {}, "a single view does not tell the centre of rotation"),
+        (HALF.subset([0, 1]), {}, "'fourier' needs at least three views, got 2"),
         (ParallelBeam(turn(40, math.pi / 2), 128, SPACING), {}, r"half a turn in equal steps, got 40 views"),
         (FLAT.subset(range(60)), {}, "no views that oppose"),
         (HALF, {"max_shift": 0.1}, "between one element and a quarter"),

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from operators import (
     ConeBeam,
@@ -74,6 +75,24 @@ def test_subset_and_shapes():
 def test_subset_of_views_that_are_not_there(indices):
     with pytest.raises(OperatorError, match="8 views"):
         fan().subset(indices)
+
+
+@pytest.mark.parametrize(
+    ("indices", "wrong"),
+    [
+        ([True, False] * 4, "True"),
+        (np.arange(8) < 3, "True"),
+        (torch.arange(8) < 3, "True"),
+        ([1.7], "1.7"),
+        (np.ones(1), "1.0"),
+        (["1"], "'1'"),
+    ],
+)
+def test_views_are_chosen_by_integers(indices, wrong):
+    with pytest.raises(OperatorError, match=f"integer indices, got {wrong}: of a mask give np.flatnonzero"):
+        fan().subset(indices)
+    for kept in (np.flatnonzero(np.arange(8) < 2), torch.arange(2), range(2), np.array([0, 1], np.uint8)):
+        assert fan().subset(kept).angles == FULL[:2]
 
 
 def test_sparse_view_is_evenly_spread():

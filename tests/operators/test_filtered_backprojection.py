@@ -1,12 +1,13 @@
 """Filtered backprojection of objects whose sinograms are known, and against skimage."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from operators import CTOperator, FanBeam, OperatorError, ParallelBeam, equispaced_angles, fbp
-from operators.filtered_backprojection import FILTERS
+from operators.filtered_backprojection import FILTERS, _ray_weights
 from tests.operators.ct_phantoms import blob_image, blob_sinogram, disc_sinogram, radii
 from tests.operators.helper import random_complex, relative_error
 
@@ -23,6 +24,16 @@ def fan(arc, views=180, offset=0.0, start=0.0, detector="flat"):
     return FanBeam(equispaced_angles(views, arc, start), 101, 1.7, 180, 310, offset, detector)
 
 
+def thrice(geometry):
+    return replace(geometry, angles=tuple(angle for angle in geometry.angles for _ in range(3)))
+
+
+def half_detector(geometry, sign=1):
+    """One side of the detector reaches the edge of the object, the other only 12 of its 25 mm."""
+    offset = sign * 21.3 * geometry.detector_spacing
+    return replace(geometry, num_detectors=66, detector_offset=offset)
+
+
 def reconstruct(geometry, **options):
     A = CTOperator(geometry, SHAPE, PIXEL)
     return fbp(A, MU * disc_sinogram(geometry, CENTRE, RADIUS), **options)
@@ -36,6 +47,11 @@ COMPLETE = {
     "backwards": parallel(-math.pi, start=0.3),
     "a whole turn": parallel(TURN, 240),
     "three quarters of a turn": parallel(1.5 * math.pi, 180),
+    "a turn and a half": parallel(3 * math.pi, 360),
+    "two turns": parallel(4 * math.pi, 480),
+    "each view three times": thrice(parallel(math.pi)),
+    "each view of a fan three times": thrice(fan(TURN)),
+    "each view of a short scan three times": thrice(fan(1.02 * fan(TURN).short_scan_arc)),
     "detector off centre": parallel(math.pi, offset=3.3),
     "fan": fan(TURN),
     "fan off centre": fan(TURN, offset=-4.1),
@@ -45,6 +61,12 @@ COMPLETE = {
     "short scan, backwards": fan(-1.02 * fan(TURN).short_scan_arc, start=0.4),
     "curved short scan": fan(1.02 * fan(TURN).short_scan_arc, start=5.0, detector="curved"),
     "more than a short scan": fan(math.radians(300)),
+    "half a detector": half_detector(parallel(TURN, 360)),
+    "half a detector, the other side": half_detector(parallel(TURN, 360), -1),
+    "half a detector, a turn and a half": half_detector(parallel(3 * math.pi, 540)),
+    "half a detector, fan": half_detector(fan(TURN, 360)),
+    "half a detector, fan, the other side": half_detector(fan(TURN, 360), -1),
+    "half a detector, curved fan": half_detector(fan(TURN, 360, detector="curved")),
 }
 
 
@@ -68,6 +90,56 @@ def test_views_taken_twice_count_once():
     geometry = fan(TURN)
     again = FanBeam((*geometry.angles, *geometry.angles[:40]), 101, 1.7, 180, 310)
     assert relative_error(reconstruct(again), reconstruct(geometry)) < 1e-9
+
+
+@pytest.mark.parametrize("turn", [parallel(TURN, 360), fan(TURN, 360), fan(TURN, 360, detector="curved")])
+@pytest.mark.parametrize(("detectors", "elements"), [(60, 18.0), (48, -20.0), (56, 3.0)])
+def test_half_a_detector_shows_a_disc_about_the_axis_at_all_radii(turn, detectors, elements):
+    geometry = replace(turn, num_detectors=detectors, detector_offset=elements * turn.detector_spacing)
+    A = CTOperator(geometry, (64, 64), 1.0)
+    image = fbp(A, MU * disc_sinogram(geometry, (0.0, 0.0), 27.0))
+    distance = radii((64, 64), 1.0, (0.0, 0.0))
+    for radius in (1, 5, 10, 15, 20):
+        ring = image[(distance - radius).abs() < 1]
+        assert ring.mean() == pytest.approx(MU, rel=5e-3)
+        assert (ring - MU).abs().max() < 0.01 * MU
+
+
+def test_small_offsets_change_little():
+    noise = torch.randn(240, 101, generator=torch.Generator().manual_seed(0))
+    level = {}
+    for offset in (0.0, 1.0, 3.3):
+        geometry = parallel(TURN, 240, offset)
+        level[offset] = float(fbp(CTOperator(geometry, SHAPE, PIXEL), noise).std())
+    # Opposed rays count equally, but for those whose opposite is hardly on the detector.
+    assert level[3.3] == pytest.approx(level[0.0], rel=0.05)
+    # Up to an element, they all do.
+    for geometry in (fan(TURN, offset=1.7), fan(TURN, offset=-1.7, detector="curved")):
+        gamma = torch.from_numpy(geometry.ray_angles(geometry.detector_positions))
+        weights = torch.from_numpy(_ray_weights(geometry))
+        torch.testing.assert_close(weights, (math.pi / 180 * gamma.cos()).expand(180, 101))
+
+
+def test_half_a_detector_over_less_than_a_turn_counts_as_before():
+    geometry = half_detector(parallel(math.pi))
+    assert _ray_weights(geometry) == pytest.approx(math.pi / 120)
+
+
+def test_opposed_rays_of_half_a_detector_count_one_together():
+    geometry = replace(half_detector(parallel(TURN, 360)), detector_offset=-21.5)
+    shares = _ray_weights(geometry)[0] / math.radians(1)
+    # Elements are at ..., 11, and the opposites of the last 23 of them among these.
+    assert shares[-23:] + shares[-23:][::-1] == pytest.approx(1)
+    assert shares[:-23] == pytest.approx(1)
+    # Beyond the axis altogether, every ray is measured once.
+    assert _ray_weights(replace(geometry, detector_offset=40.0)) == pytest.approx(math.radians(1))
+
+
+def test_two_arcs_do_not_reach_over_what_is_between():
+    middle = radii(SHAPE, PIXEL, CENTRE) < 2
+    degrees = [*range(60), *range(90, 150)]
+    image = reconstruct(ParallelBeam([math.radians(angle) for angle in degrees], 101, 1.0))
+    assert image[middle].mean() == pytest.approx(MU * 120 / 180, rel=0.01)
 
 
 def test_views_that_are_not_equally_spaced():

@@ -35,6 +35,15 @@ def test_measured_elements_stay_where_they_were(geometry, pad, method):
         assert float(padded.sum()) == pytest.approx(float(sinogram.sum()))
 
 
+def test_any_integer_pads():
+    sinogram = disc_sinogram(PARALLEL)
+    expected, wider = pad_truncated(sinogram, PARALLEL, 2)
+    for pad in (np.int64(2), np.uint8(2), (np.int32(2), 2)):
+        padded, geometry = pad_truncated(sinogram, PARALLEL, pad)  # type: ignore[arg-type]
+        assert torch.equal(padded, expected)
+        assert geometry == wider
+
+
 @pytest.mark.parametrize("x", [0.0, 2.0])
 def test_a_disc_of_water_is_continued_exactly(x):
     disc = ((x, 0.0, 10.0, 0.02),)
@@ -99,6 +108,7 @@ def test_the_cup_goes_away(method):
     ("options", "message"),
     [
         ({"pad": -1}, "padded by elements, got -1 and -1"),
+        ({"pad": (1.5, 2)}, "padded by elements, got 1.5 and 2"),
         ({"pad": 60}, "60 elements cannot be mirrored over 60"),
         ({"pad": 3, "method": "wrap"}, "mirror, water, zero, not 'wrap'"),
         ({"pad": 3, "edge": 1}, "edge must be from 2 to the 60"),

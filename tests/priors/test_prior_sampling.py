@@ -423,6 +423,23 @@ def test_command_writes_arrays_and_a_sheet(prior_file, tmp_path, capsys):
     assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["s.npy", "s.png"]
 
 
+def test_of_stacks_the_sheet_shows_the_middle_slice(tmp_path, capsys):
+    from PIL import Image
+
+    from priors import save_prior
+    from recon.cli.sample import contact_sheet, sample
+
+    network = DenoisingUNet(NetworkSettings(channels=3, widths=(4,), embedding=4))
+    save_prior(tmp_path / "stacks.safetensors", NetworkPrior(network, Contract(channels="real", slices=3)))
+    files = [tmp_path / "s.npy", tmp_path / "s.png"]
+    sample(str(tmp_path / "stacks.safetensors"), files, size="10x6", num=2, steps=2)
+    assert "Of the 3 slices of each, .png shows the middle one." in capsys.readouterr().out
+    images = np.load(files[0])
+    assert images.shape == (2, 3, 10, 6)
+    sheet = np.asarray(Image.open(files[1]).convert("RGB"))
+    np.testing.assert_array_equal(sheet, contact_sheet(images[:, 1]))
+
+
 def test_sheet_of_real_images_has_no_phases():
     from recon.cli.sample import contact_sheet
 

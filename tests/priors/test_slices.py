@@ -159,6 +159,44 @@ def test_volumes_take_turns_where_memory_is_short():
         LazySlices(volumes, memory=0.5 * size)
 
 
+@dataclass
+class Holed(Stored):
+    """A volume read slice by slice, the second of which cannot be read."""
+
+    whole: bool = False
+
+    def read(self, start, stop):
+        if start == 1:
+            raise ValueError(f"{self.name} has a hole")
+        return super().read(start, stop)
+
+
+@pytest.mark.parametrize("held", [1, 2, 3])
+def test_what_cannot_be_read_does_not_end_a_training_that_holds_few_volumes(held):
+    broken = {0, 3, 4, 5}
+    volumes = [Stored(constant(v, v), f"volume {v}", broken=v in broken) for v in range(8)]
+    volumes.append(Holed(constant(8, 9), "volume 8"))
+    memory = held * 2 * volumes[0].slice_bytes
+
+    def draws_at(slices, step):
+        slices.seek(step)
+        return [float(image.max()) for image in drawn(slices, 2, step)]
+
+    slices = LazySlices(volumes, memory=memory, seed=1)
+    steps = range(0, 9 * STAY, 5)
+    seen = [draws_at(slices, step) for step in steps]
+    assert {value for values in seen for value in values} == {1.0, 2.0, 6.0, 7.0, 8.0}
+    assert set(slices.failed) == {f"volume {v}" for v in (*broken, 8)}
+    assert all(len(volumes[v].reads) == 1 for v in broken)
+    assert all(len(volume.reads) < 6 for volume in volumes)  # what stands in for others stays, too
+    # Resumed anywhere, with nothing known of the damage: the same images.
+    for step, expected in zip(steps, seen, strict=True):
+        assert draws_at(LazySlices(volumes, memory=memory, seed=1), step) == expected
+    lost = [Stored(constant(v, v), f"volume {v}", broken=True) for v in range(3)]
+    with pytest.raises(PriorError, match=r"no image can be read: volume [012] is damaged"):
+        LazySlices(lost, memory=memory if held < 3 else 0.5 * memory).pick(rng())
+
+
 # Plain images
 
 

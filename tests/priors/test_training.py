@@ -256,6 +256,53 @@ def test_another_network_in_the_folder(tmp_path):
         train(IMAGES, IMAGES, other, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "facts", "message"),
+    [
+        ({"seed": 1}, {}, r"\(seed 0 there, 1 here\): go on with it as it was begun, or choose another"),
+        ({"learning_rate": 0.5, "patch": 8}, {}, r"\(patch 16 there, 8 here; learning rate 0.001 there, 0.5"),
+        ({"level": 0.4, "steps": 9}, {}, r"\(level 0.3 there, 0.4 here\)"),
+        ({}, {"images": "b"}, r"\(images a there, b here\)"),
+        ({"steps": 5}, {}, "is at step 6 already: go on to 6 steps or more, not 5"),
+    ],
+)
+def test_another_training_in_the_folder(tmp_path, change, facts, message):
+    train(IMAGES, IMAGES, TINY, tmp_path, facts={"images": "a"})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(PriorError, match=rf"state.pt holds a(nother)? training .*{message}"):
+        train(IMAGES, IMAGES, replace(TINY, **change), tmp_path, facts={"images": "a", **facts})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_may_change_on_resumption_and_states_that_know_less(tmp_path):
+    train(IMAGES, IMAGES, TINY, tmp_path, facts={"images": "a"})
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["facts"]
+    known = json.loads(state["settings"])
+    del known["ema"]
+    torch.save({**state, "settings": json.dumps(known)}, tmp_path / "state.pt")
+    other = replace(TINY, steps=8, decay=1, precision="bf16", validate_every=1, save_every=1, ema=0.5)
+    train(IMAGES, IMAGES, other, tmp_path, facts={"images": "b"})
+    assert [line["step"] for line in curve(tmp_path)] == [3, 6, 7, 8]
+    with pytest.raises(PriorError, match="images b there, a here"):  # from now on it is known
+        train(IMAGES, IMAGES, other, tmp_path, facts={"images": "a"})
+
+
+class Air(Discs):
+    """Source of images below the level from which anything counts as an object."""
+
+    def draw(self, batch, size, generator):
+        return torch.full((batch, size, size), 0.09 * REAL.level)
+
+
+def test_validation_images_that_show_nothing_are_refused_at_the_start(tmp_path):
+    steps = []
+    with pytest.raises(PriorError, match="the 32 patches to measure errors on show nothing but air"):
+        train(Discs(), Air(), REAL, tmp_path, lambda step, loss: steps.append(step))
+    assert steps == []
+    train(Air(), Discs(), replace(REAL, steps=2), tmp_path)
+
+
 def test_a_training_starts_from_another_prior(tmp_path):
     first = train(IMAGES, IMAGES, TINY, tmp_path / "first")
     still = replace(TINY, learning_rate=1e-12)

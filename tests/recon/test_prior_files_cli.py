@@ -207,15 +207,20 @@ def test_images_of_every_format(tmp_path):
         ("a.npy", np.full((4, 4), np.nan), "values that are not finite"),
         ("a.npy", np.zeros(4), r"of shape \(4,\); an image is \(H, W\)"),
         ("a.npy", np.array([["a"]]), "an image is"),
-        ("a.npy", b"text", "cannot be read as an image"),
+        ("a.npy", b"text", "cannot be read as NumPy's .npy"),
+        ("a.npy", b"", r"a.npy cannot be read as NumPy's .npy: No data left in file"),
+        ("a.npy", {"a": IMAGE}, r"a.npy cannot be read .*: it holds an archive of arrays \(.npz\)"),
         ("a.png", b"text", "cannot be read as an image"),
         ("a.txt", b"text", "an image is a .npy, .png"),
-        ("b.npy", None, "cannot be read as an image"),
+        ("b.npy", None, "b.npy: there is no such file"),
     ],
 )
 def test_no_image(tmp_path, name, content, message):
     if isinstance(content, bytes):
         (tmp_path / name).write_bytes(content)
+    elif isinstance(content, dict):
+        np.savez(tmp_path / "a.npz", **content)
+        (tmp_path / "a.npz").rename(tmp_path / name)
     elif content is not None:
         np.save(tmp_path / name, content)
     with pytest.raises(ReconError, match=message):

@@ -189,6 +189,33 @@ def test_curves_that_cannot_be_drawn(tmp_path):
         curve_figure(tmp_path / "a.png", [{"step": 1, "rmse": [0.1]}], VALIDATION_SIGMAS)
 
 
+def test_the_training_of_another_command_is_refused(subjects, tmp_path, no_pictures):
+    out = tmp_path / "run"
+    shape = ("--channels", "real", *SHAPE, "--out", out)
+    command = ("train", subjects, *shape, "--anatomy", "brain")
+    assert run(*command, "--steps", 4).exit_code == 0
+    before = (out / "prior.safetensors").read_bytes()
+    for other, told in (
+        ((*command, "--kind", "images"), "kind mr there, images here"),
+        ((*command, "--anatomy", "knee"), "anatomy brain there, brain, knee here"),
+        ((*command, "--seed", 1), "seed 0 there, 1 here; training images 2 volumes"),
+        ((*command, "--validation", subjects / "sub-0"), "training images 2 volumes .* there, 3 volumes"),
+        (("train", subjects / "sub-0", subjects / "sub-1", *shape, "--anatomy", "brain"), "2 volumes"),
+        ((*command, "--steps", 3), "is at step 4 already"),
+    ):
+        result = run(*other) if "--steps" in other else run(*other, "--steps", 4)
+        assert result.exit_code == 1
+        assert re.search(rf"state.pt holds a(nother)? training .*{told}", str(result.exception)), other
+        assert (out / "prior.safetensors").read_bytes() == before
+    # More steps, and a disk of another name, are no other training.
+    (tmp_path / "disk").mkdir()
+    subjects.rename(tmp_path / "disk" / "data")
+    more = ("--steps", 6, "--decay", 1, "--precision", "bf16", "--name", "late", "--memory", 1)
+    result = run("train", tmp_path / "disk" / "data", *shape, "--anatomy", "brain", *more)
+    assert result.exit_code == 0, result.output
+    assert [line["step"] for line in curve(out)] == [4, 6]
+
+
 # Killed and resumed
 
 LONG = (*SHAPE, "--batch", "1", "--steps", "510")  # stored at 250, 500 and 510, validated at 500 and 510
