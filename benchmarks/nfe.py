@@ -12,7 +12,6 @@ Markdown table and a figure.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -34,11 +33,14 @@ from benchmarks.cases import (
     nifti_argument,
     simulated_case,
 )
+from benchmarks.kept_lines import append_line, read_lines
 from benchmarks.machine import command, machine
+from benchmarks.matrix.store import code_digest
 from priors.base import ScorePrior
 from priors.errors import PriorError
 from priors.files import prior_hash, prior_path
 from priors.loading import load_prior
+from recon.calibration import kspace_digest
 from recon.errors import ReconError
 from recon.sampling import reconstruct
 from recon.solvers.base import Solver
@@ -91,28 +93,29 @@ def measure(scenario: Scenario, prior: ScorePrior, solver: Solver, num_samples: 
 def run(
     scenarios: Sequence[Scenario],
     prior: ScorePrior,
-    digest: str,
+    identity: str,
     *,
     num_samples: int,
     seed: int,
     longest: int,
     cache: Path | None,
 ) -> Iterator[Row]:
-    """Every solver on every scenario; rows that the cache holds are not computed again."""
-    known: dict[str, Row] = {}
-    if cache is not None and cache.exists():
-        known = {row["key"]: row for row in map(json.loads, cache.read_text().splitlines())}
+    """Every solver on every scenario; rows that the cache holds are not computed again.
+
+    `identity` tells prior and precision from others.
+    """
+    known: dict[str, Row] = {} if cache is None else read_lines(cache, "row")
     for scenario in scenarios:
+        where = f"{scenario.case.name}, {scenario.mask.name} ×{scenario.asked:g}"
+        # All of k-space, which the target is made of, and what of it was sampled.
+        data = " ".join(kspace_digest(k) for k in (scenario.case.kspace, scenario.problem.y))
         for name, solver in contenders(longest):
-            where = f"{scenario.case.name}, {scenario.mask.name} ×{scenario.asked:g}"
-            key = f"{where} | {solver} | {num_samples} | {seed} | {digest}"
+            key = f"{data} | {solver} | {num_samples} | {seed} | {identity} | {code_digest()}"
             if key not in known:
                 row = measure(scenario, prior, solver, num_samples, seed)
-                known[key] = {"key": key, "where": where, "name": name, **row}
+                known[key] = {"where": where, "name": name, **row}
                 if cache is not None:
-                    cache.parent.mkdir(parents=True, exist_ok=True)
-                    with cache.open("a") as file:
-                        file.write(json.dumps(known[key]) + "\n")
+                    append_line(cache, key, row=known[key])
             yield known[key]
 
 
@@ -145,6 +148,8 @@ def compared(rows: Sequence[Row]) -> str:
     ours = [row for row in rows if row["name"] in ("DDS", "DDS, eta = 0")]
     for name in ("Score-MRI", "DPS"):
         theirs = [row for row in rows if row["name"] == name]
+        if not theirs:  # all of its runs are longer than was asked for
+            continue
         best, longest = (max(theirs, key=itemgetter(by)) for by in ("psnr", "nfe"))
         for which, row in (("at best", best), ("with its longest run", longest)):
             enough = min((r["nfe"] for r in ours if r["psnr"] >= row["psnr"]), default=None)
@@ -221,7 +226,7 @@ def main() -> None:
         for row in run(
             scenarios,
             prior,
-            digest,
+            f"{digest} {options.precision}",
             num_samples=options.num_samples,
             seed=options.seed,
             longest=options.longest,

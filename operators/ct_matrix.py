@@ -29,6 +29,11 @@ from operators.errors import OperatorError
 _FORMAT = 1
 _LARGEST_INDEX = 2**31 - 1
 
+# Bytes kept free behind every array of a matrix. The product of MKL, by which torch multiplies, reads whole
+# registers and so beyond the last entry: where an array ends with a page of memory and the next one is not
+# mapped, that ends the process.
+_SLACK = 256
+
 
 @dataclass(frozen=True)
 class SparseRows:
@@ -53,6 +58,8 @@ class SparseRows:
     _matrix: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for name in ("starts", "columns", "values"):
+            object.__setattr__(self, name, _with_slack(getattr(self, name)))
         with warnings.catch_warnings():
             # Torch says once in a process that sparse rows are in beta; products with dense matrices are all
             # we use.
@@ -84,6 +91,15 @@ class SparseRows:
         turned = csr_array(arrays, shape=self.shape).tocsc()
         parts = (turned.indptr, turned.indices, turned.data)
         return SparseRows(self.shape[::-1], *(torch.from_numpy(part) for part in parts))
+
+
+def _with_slack(array: Tensor) -> Tensor:
+    """The array, with `_SLACK` bytes behind it that can be read; it is copied if they are not there."""
+    end = (array.storage_offset() + array.numel()) * array.element_size()
+    if array.is_contiguous() and array.untyped_storage().nbytes() >= end + _SLACK:
+        return array
+    room = array.new_zeros(array.numel() + _SLACK // array.element_size())
+    return room[: array.numel()].copy_(array)
 
 
 @dataclass(frozen=True)
@@ -236,9 +252,11 @@ class MatrixRecipe:
             values[used : used + len(pixels)] = weights
             starts[view * detectors + 1 : (view + 1) * detectors + 1] = used + np.cumsum(counts)
             used += len(pixels)
-        columns.resize(used, refcheck=False)
-        values.resize(used, refcheck=False)
-        return SparseRows(self.shape, *(torch.from_numpy(array) for array in (starts, columns, values)))
+        entries = []
+        for array in (columns, values):
+            array.resize(used + _SLACK // array.itemsize, refcheck=False)
+            entries.append(torch.from_numpy(array)[:used])
+        return SparseRows(self.shape, torch.from_numpy(starts), *entries)
 
 
 # -- on disk -------------------------------------------------------------------------------------------------

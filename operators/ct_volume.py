@@ -46,6 +46,11 @@ class SliceStack(LinearOperator):
         """Whether the operator's adjoint is matched."""
         return self.operator.matched_adjoint
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the operator's domain."""
+        return self.operator.dtype
+
     def _forward(self, x: Tensor) -> Tensor:
         return self.operator(x)
 

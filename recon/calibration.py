@@ -22,8 +22,9 @@ import hashlib
 import json
 import math
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -442,7 +443,7 @@ class Evidence:
         try:
             with path.open("rb") as file, np.load(file) as stored:
                 values = {item.name: stored[item.name] for item in fields(cls)}
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
             raise ReconError(f"{path}: this is no stored evidence ({error})") from None
         return cls(**{name: value.item() if value.ndim == 0 else value for name, value in values.items()})
 
@@ -652,6 +653,9 @@ class Calibration:
         What the intervals cover.
     date
         ISO date.
+    settings
+        What else :func:`recon.mri.calibrated_settings` tells. Nothing is held against settings that are not
+        among these: files written before they were stored have none.
 
     Raises
     ------
@@ -672,6 +676,7 @@ class Calibration:
     num_samples: int
     target: str
     date: str
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("nominal", "guaranteed"):
@@ -765,8 +770,23 @@ class Calibration:
             self.nominal
         )
 
-    def check(self, prior_sha256: str | None, solver: Solver, num_samples: int) -> None:
+    def check(
+        self,
+        prior_sha256: str | None,
+        solver: Solver,
+        num_samples: int,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         """Refuse what the calibration was not learned with.
+
+        Parameters
+        ----------
+        prior_sha256
+            Of the prior's file.
+        solver, num_samples
+            With what it will be reconstructed.
+        settings
+            Of :func:`recon.mri.calibrated_settings`. Those that either side does not state are not compared.
 
         Raises
         ------
@@ -783,6 +803,13 @@ class Calibration:
             f"{key}={self.solver.get(key)} and not {asked.get(key)}"
             for key in sorted({*self.solver, *asked})
             if self.solver.get(key) != asked.get(key)
+        ]
+        # Nothing learns coil by coil or with a configuration of the prior, whatever a file does not say.
+        known = {"coil_by_coil": False, "prior_config": None, **self.settings}
+        differing += [
+            f"{key}={known[key]} and not {value}"
+            for key, value in sorted((settings or {}).items())
+            if key in known and known[key] != value
         ]
         if differing:
             raise ReconError(f"calibration {self.name!r} was learned with {', '.join(differing)}")
@@ -841,11 +868,14 @@ class Calibration:
         if (version := content.pop("version", None)) != VERSION:
             raise ReconError(f"{path}: format version {version!r}; this release reads {VERSION}")
         try:
+            content = {"settings": {}, **content}  # not in files of earlier releases
             _check_keys(cls, content, "calibration")
             if not isinstance(content["cells"], list):
                 raise ReconError("'cells' must be a list")
             if not isinstance(content["solver"], dict):
                 raise ReconError("'solver' must be an object")
+            if not isinstance(content["settings"], dict):
+                raise ReconError("'settings' must be an object")
             if not isinstance(content["prior"], dict) or set(content["prior"]) != {"name", "sha256"}:
                 raise ReconError("'prior' must hold 'name' and 'sha256'")
             cells = []
@@ -916,6 +946,7 @@ def learn(
     smoothing: float = SMOOTHING,
     floor: float = FLOOR,
     target: str = "fully sampled image",
+    settings: Mapping[str, Any] | None = None,
 ) -> Calibration:
     """Learn the factors of every kind of mask and every acceleration from reconstructed cases.
 
@@ -934,6 +965,8 @@ def learn(
         Of :func:`expected_spread`.
     target
         What the truth was.
+    settings
+        What else they were reconstructed with (:func:`recon.mri.calibrated_settings`).
 
     Returns
     -------
@@ -984,6 +1017,7 @@ def learn(
         num_samples=num_samples,
         target=target,
         date=date.today().isoformat(),
+        settings=dict(settings or {}),
     )
 
 

@@ -70,11 +70,12 @@ def evidence_of_file(
     with FastMRIFile(source) as file:
         sampling = find_sampling(file, settings)
         mask = sampling.mask
-        # Slices that hold everything that the mask of the volume samples.
+        # Slices that hold every column that was acquired: the truth is made of all, not of the mask's alone.
+        left, right = file.valid_columns
         usable = [
             index
-            for index, columns in enumerate(sampling.columns)
-            if columns is not None and not bool((mask.mask & ~columns).any())
+            for index, columns in enumerate(sampling.measured)
+            if columns is not None and bool(columns[left:right].all())
         ]
         for index in middle_slices(usable, slices):
             kspace = crop_readout(file.read_slice(index).kspace, sampling.height).to(device)
@@ -115,7 +116,7 @@ def evidence_of_file(
             if on_slice is not None:
                 on_slice()
     if not found:
-        raise ReconError(f"{source}: no slice holds every column that the mask samples")
+        raise ReconError(f"{source}: no slice holds every column that its volume has")
     return found
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 import warnings as python_warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -160,15 +161,16 @@ class Sampling:
     Parameters
     ----------
     mask
-        Sampling mask of the volume.
-    columns
-        For every slice the columns that hold measurements, ``(W,)`` bool; ``None`` for an empty slice.
+        Sampling mask of the volume: what any of its slices holds, or a retrospective one.
+    measured
+        For every slice what of it holds measurements, bool: columns ``(W,)``, or, where whole columns were
+        not sampled, samples ``(H, W)``; ``None`` for an empty slice.
     height
         Rows that are left of k-space when the readout oversampling is cropped.
     """
 
     mask: Mask
-    columns: tuple[Tensor | None, ...]
+    measured: tuple[Tensor | None, ...]
     height: int
 
 
@@ -183,26 +185,30 @@ def find_sampling(file: FastMRIFile, settings: MRISettings) -> Sampling:
         If a slice holds NaN, or all of them nothing; if a retrospective mask is asked for on data that are
         undersampled already, or cannot be drawn.
     """
-    held = torch.zeros(file.shape, dtype=torch.bool)
-    columns: list[Tensor | None] = []
+    measured: list[Tensor | None] = []
     for index in range(file.num_slices):
         try:
-            measured = file.read_slice(index)
+            read = file.read_slice(index)
+            measured.append((read.kspace != 0).any(0) & read.measured)
         except EmptySliceError:
-            columns.append(None)
-            continue
-        held |= (measured.kspace != 0).any(0) & measured.measured
-        columns.append(measured.measured)
-    if all(item is None for item in columns):
+            measured.append(None)
+    held = [samples for samples in measured if samples is not None]
+    if not held:
         raise ReconError(f"{file.path}: dataset 'kspace' is all zeros")
     valid = file.valid_columns
     try:
-        acquired = mask_from_kspace(held, name="acquired", valid_columns=valid)
+        acquired = mask_from_kspace(torch.stack(held), name="acquired", valid_columns=valid)
+        # Masks of samples that differ between slices may together fill whole columns, and in a slice that
+        # hardly shows anything samples of whole columns may be zero: what most slices look like counts.
+        whole = [len(mask_from_kspace(samples).mask) == 1 for samples in held]
+        in_columns = len(acquired.mask) == 1 and 2 * sum(whole) >= len(whole)
+        if in_columns:
+            measured = [None if samples is None else samples.any(0) for samples in measured]
         if settings.mask is None:
             # Cropping the readout mixes the rows of k-space, so it needs every row of a sampled column.
-            height = file.readout_height if len(acquired.mask) == 1 else file.shape[0]
-            return Sampling(acquired, tuple(columns), height)
-        if file.mask is not None or acquired.acceleration > 1:
+            height = file.readout_height if in_columns else file.shape[0]
+            return Sampling(acquired, tuple(measured), height)
+        if file.mask is not None or acquired.acceleration > 1 or not in_columns:
             found = "dataset 'mask'" if file.mask is not None else "samples of 'kspace' are zero"
             raise ReconError(f"{file.path}: the data are undersampled already ({found}): leave out the mask")
         drawn = make_mask(
@@ -215,7 +221,7 @@ def find_sampling(file: FastMRIFile, settings: MRISettings) -> Sampling:
         )
     except OperatorError as error:
         raise ReconError(f"{file.path}: {error}") from None
-    return Sampling(drawn, tuple(columns), file.readout_height)
+    return Sampling(drawn, tuple(measured), file.readout_height)
 
 
 def calibration_region(mask: Mask, shape: tuple[int, int]) -> tuple[slice, slice]:
@@ -304,6 +310,17 @@ def anatomy_of(acquisition: str | None) -> str | None:
     return "knee" if acquisition.upper().startswith("COR") else None
 
 
+def calibrated_settings(settings: MRISettings, prior_facts: dict[str, Any] | None) -> dict[str, Any]:
+    """What a calibration depends on besides prior, solver and number of samples, as far as it is known."""
+    found: dict[str, Any] = {"num_coils": settings.num_coils, "coil_by_coil": settings.coil_by_coil}
+    if settings.mask is not None:
+        found["center_fraction"] = settings.center_fraction
+    if prior_facts is not None and "precision" in prior_facts:
+        found["precision"] = prior_facts["precision"]
+        found["prior_config"] = prior_facts.get("config_sha256")
+    return found
+
+
 def reconstruct_file(
     source: Path,
     out: Path,
@@ -350,7 +367,7 @@ def reconstruct_file(
         )
     with FastMRIFile(source) as file:
         sampling = find_sampling(file, settings)
-        mask = sampling.mask
+        mask, masks = sampling.mask, _masks_of_slices(file, sampling)
         if file.multicoil and not (settings.coil_by_coil and settings.num_coils is None):
             try:
                 calibration_region(mask, (sampling.height, file.shape[1]))
@@ -358,34 +375,42 @@ def reconstruct_file(
                 raise ReconError(f"{source}: {error}") from None
         if settings.calibration is not None:
             sha256 = None if prior_facts is None else prior_facts.get("sha256")
-            settings.calibration.check(sha256, solver, settings.num_samples)
-            settings.calibration.factor(mask.name, mask.acceleration)  # before hours of work
+            asked = calibrated_settings(settings, prior_facts)
+            settings.calibration.check(sha256, solver, settings.num_samples, asked)
+            for item in filter(None, masks):  # before hours of work
+                settings.calibration.factor(item.name, item.acceleration)
         notes = _anatomy_notes(file, prior, settings)
-        provenance = _provenance(file, prior, solver, settings, mask, prior_facts, device)
-        kept = settings.num_samples if settings.keep_samples else 0
+        num_samples = settings.num_samples if solver.needs.prior else 1
+        provenance = {
+            **common_facts(solver, prior, prior_facts, device),
+            **_provenance(file, settings, mask, [item for item in masks if item is not None]),
+            "num_samples": num_samples,
+        }
+        kept = num_samples if settings.keep_samples else 0
         with ReconstructionWriter(
             out, file.num_slices, file.target_shape, provenance, num_samples=kept
         ) as writer:
             slices = []
-            for index, columns in enumerate(sampling.columns):
+            for index, (measured, slice_mask) in enumerate(zip(sampling.measured, masks, strict=True)):
 
                 def report(done: int, total: int, index: int = index) -> None:
                     if on_progress is not None:
                         on_progress(index + done / total, file.num_slices)
 
-                if columns is None:
+                if measured is None or slice_mask is None:
                     notes.append(f"slice {index} holds no measurement: its reconstruction is zero")
                     blank = torch.zeros(file.target_shape)
                     samples = torch.zeros(kept, *file.target_shape, dtype=torch.complex64) if kept else None
                     writer.write_slice(index, blank, blank, samples)
                     report(1, 1)
                     continue
+                if slice_mask is not mask:
+                    notes.append(
+                        f"slice {index} lacks columns that its volume has: they are not used for it"
+                        if measured.ndim == 1
+                        else "the samples differ between slices: each slice is reconstructed from its own"
+                    )
                 try:
-                    slice_mask = _mask_of_slice(mask, columns)
-                    if slice_mask is not mask:
-                        notes.append(
-                            f"slice {index} lacks columns that its volume has: they are not used for it"
-                        )
                     kspace = crop_readout(file.read_slice(index).kspace, sampling.height)
                     with python_warnings.catch_warnings(record=True) as caught:
                         python_warnings.simplefilter("always")
@@ -415,7 +440,8 @@ def reconstruct_file(
                     raise ReconError(f"{where}{error}") from None
                 notes.extend(str(item.message) for item in caught)
                 notes.extend(posterior.warnings)
-                slices.append({**slice_facts(index, posterior), "phase": posterior.scale.phase})
+                facts = {**slice_facts(index, posterior), "phase": posterior.scale.phase}
+                slices.append(facts if slice_mask is mask else {**facts, **_mask_facts(slice_mask)})
 
                 def crop(image: Tensor) -> Tensor:
                     return centre_crop(image.cpu(), file.target_shape)
@@ -468,11 +494,23 @@ def _summary(
     return summarise(cropped, calibrated_std=std, calibration=calibration.name)
 
 
-def _mask_of_slice(mask: Mask, columns: Tensor) -> Mask:
-    """Mask of a volume without the columns that a slice lacks."""
-    if not bool((mask.mask & ~columns).any()):
-        return mask
-    return mask_from_array(mask.mask & columns, name=mask.name)
+def _masks_of_slices(file: FastMRIFile, sampling: Sampling) -> list[Mask | None]:
+    """Mask of the volume for every slice, or one without what the slice lacks; ``None`` for an empty one."""
+    masks: list[Mask | None] = []
+    for index, measured in enumerate(sampling.measured):
+        mask = sampling.mask
+        if measured is None:
+            masks.append(None)
+        elif not bool((mask.mask & ~measured).any()):
+            masks.append(mask)
+        else:
+            try:
+                masks.append(
+                    mask_from_array(mask.mask & measured, name=mask.name, valid_columns=file.valid_columns)
+                )
+            except OperatorError as error:
+                raise ReconError(f"{file.path}: slice {index}: {error}") from None
+    return masks
 
 
 def _anatomy_notes(file: FastMRIFile, prior: ScorePrior | None, settings: MRISettings) -> list[str]:
@@ -488,31 +526,31 @@ def _anatomy_notes(file: FastMRIFile, prior: ScorePrior | None, settings: MRISet
 
 
 def _provenance(
-    file: FastMRIFile,
-    prior: ScorePrior | None,
-    solver: Solver,
-    settings: MRISettings,
-    mask: Mask,
-    prior_facts: dict[str, Any] | None,
-    device: str | torch.device,
+    file: FastMRIFile, settings: MRISettings, mask: Mask, masks: Sequence[Mask]
 ) -> dict[str, Any]:
-    acs = mask.acs if isinstance(mask.acs, tuple) else (mask.acs,)
     return {
-        **common_facts(solver, prior, prior_facts, device),
         "units": "root sum of squares of the coil images of the input",
         "seed": settings.seed,
-        "num_samples": settings.num_samples,
         "mask": {
             "name": mask.name,
             "asked_acceleration": settings.acceleration if settings.mask else None,
             "asked_center_fraction": settings.center_fraction if settings.mask else None,
-            "realised_acceleration": mask.acceleration,
-            "calibration": [None if s is None else [s.start, s.stop] for s in acs],
+            **_mask_facts(mask),
+            # On average over the slices: the mask of the volume may be of more than any of them holds.
+            "realised_acceleration": statistics.fmean(item.acceleration for item in masks),
         },
         "coil_maps": _coil_maps(file, settings),
         "num_coils": min(settings.num_coils or file.num_coils, file.num_coils),
         "noise_std": "estimated" if settings.noise_std is None else "given",
         "calibrated_uncertainty": False if settings.calibration is None else settings.calibration.facts,
+    }
+
+
+def _mask_facts(mask: Mask) -> dict[str, Any]:
+    acs = mask.acs if isinstance(mask.acs, tuple) else (mask.acs,)
+    return {
+        "realised_acceleration": mask.acceleration,
+        "calibration": [None if s is None else [s.start, s.stop] for s in acs],
     }
 
 

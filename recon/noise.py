@@ -37,7 +37,7 @@ def kspace_noise_std(kspace: Tensor, mask: Tensor) -> float:
     k-space; and, where whole columns were acquired, the rows of the image (after the transform along the
     readout) that hold least, which are rows of air wherever the field of view is longer than the object.
     Medians, so that entries that do hold signal count for little; entries that are exactly zero were not
-    acquired.
+    acquired, nor was any of a coil of zeros (switched off, or padding), which would draw the medians to zero.
 
     Parameters
     ----------
@@ -58,6 +58,7 @@ def kspace_noise_std(kspace: Tensor, mask: Tensor) -> float:
     """
     height, width = kspace.shape[-2:]
     coils = kspace.reshape(-1, height, width)
+    coils = coils[(coils != 0).flatten(1).any(1)]
     sampled = mask.to(kspace.device).bool().expand(height, width) & (coils != 0).any(0)
     if not bool(sampled.any()):
         raise ReconError("no entry of k-space is both sampled and different from zero")

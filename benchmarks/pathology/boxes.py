@@ -7,13 +7,15 @@ same slices; and so is the contrast of the box with its surroundings.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from benchmarks.pages import markdown_table
@@ -203,6 +205,8 @@ class Boxes:
         Volumes with boxes but without a reconstruction.
     failed : dict
         Volume -> why it could not be scored.
+    sampling : dict
+        Scored volume -> what its reconstruction says of its sampling, :func:`stated_sampling`.
     """
 
     scores: list[Score]
@@ -211,6 +215,7 @@ class Boxes:
     unmarked: list[str]
     missing: list[str]
     failed: dict[str, str]
+    sampling: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values for JSON; a number that is not finite becomes None."""
@@ -275,9 +280,57 @@ def score_files(
                 result.failed[path.name] = str(error)
                 continue
             kinds.add(kind)
+            result.sampling[path.name] = stated_sampling(prediction)
             result.scores.extend(s for s in found if wanted is None or s.label in {*wanted, *REST})
     result.targets.extend(sorted(kinds))
     return result
+
+
+def stated_sampling(path: Path) -> dict[str, Any]:
+    """Mask, realised acceleration, calibration and coil maps, as ``recon mri`` notes them in its files.
+
+    Parameters
+    ----------
+    path : Path
+        A reconstruction.
+
+    Returns
+    -------
+    dict
+        ``mask``, ``acceleration``, ``calibration`` (columns of the fully sampled centre, or rows × columns)
+        and ``coil_maps``; empty if the file does not say, as those of other programs.
+    """
+    with h5py.File(path, "r") as file:
+        text = file.attrs.get("provenance")
+    try:
+        provenance = json.loads(text)
+        mask = provenance["mask"]
+        return {
+            "mask": mask["name"],
+            "acceleration": float(mask["realised_acceleration"]),
+            "calibration": " × ".join(str(last - first) for first, last in filter(None, mask["calibration"])),
+            "coil_maps": provenance["coil_maps"],
+        }
+    except (TypeError, ValueError, KeyError):
+        return {}
+
+
+def _sampling_lines(sampling: Collection[Mapping[str, Any]]) -> list[str]:
+    """For the head of the page: acceleration of every kind of mask, and what the coil maps are from."""
+    stated = [each for each in sampling if each]
+    lines = []
+    for name in dict.fromkeys(each["mask"] for each in stated):
+        here = [each for each in stated if each["mask"] == name]
+        values = [each["acceleration"] for each in here]
+        span = " to ".join(dict.fromkeys(f"×{value:.2f}" for value in (min(values), max(values))))
+        lines.append(f"- acceleration: {name}, realised {span} ({_volumes(here)})")
+    for made, region in dict.fromkeys((each["coil_maps"], each["calibration"]) for each in stated):
+        here = [each for each in stated if (each["coil_maps"], each["calibration"]) == (made, region)]
+        source = f"{made or 'none, one coil'}; calibration region: {region or 'none'}"
+        lines.append(f"- coil maps: {source} ({_volumes(here)})")
+    if silent := [each for each in sampling if not each]:
+        lines.append(f"- acceleration and calibration: not stated by the files of {_volumes(silent)}")
+    return lines
 
 
 def contrast_kept(scores: Sequence[Score]) -> float:
@@ -302,7 +355,7 @@ def summary(scores: Sequence[Score]) -> str:
     return markdown_table(headings, lines)
 
 
-def _volumes(names: Collection[str]) -> str:
+def _volumes(names: Collection[object]) -> str:
     return f"{len(names)} volume{'s' if len(names) != 1 else ''}"
 
 
@@ -337,6 +390,7 @@ def report(result: Boxes, *, facts: Mapping[str, str], annotations: Annotations)
     """
     text = ["# Reconstructions inside the boxes of fastMRI+", ""]
     text += [f"- {key}: {value}" for key, value in facts.items()]
+    text += _sampling_lines(result.sampling.values())
     text += [f"- target: {TARGET_KINDS[kind]}" for kind in result.targets]
     text += [
         "",

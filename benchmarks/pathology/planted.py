@@ -216,15 +216,17 @@ class Wrapped:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Its settings."""
-        return {"name": self.name, "settings": self.method.settings, "seed": self.seed}
+        """Its settings, and the target that its images are for."""
+        return {"name": self.name, "settings": self.method.settings, "seed": self.seed, "target": TARGET}
 
     def pair(self, clean: Scenario, planted: Scenario) -> tuple[Images, Images]:
         """Reconstruct both."""
-        return (
-            _alone(self.method.reconstruct(clean, self.seed).image),
-            _alone(self.method.reconstruct(planted, self.seed).image),
-        )
+
+        def one(scenario: Scenario) -> Images:
+            made = self.method.reconstruct(scenario, self.seed)
+            return _alone(made.per_target.get(TARGET, made.image))
+
+        return one(clean), one(planted)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from benchmarks.cases import (
 from benchmarks.ct_cases import read_series, source_of
 from benchmarks.machine import command as typed
 from benchmarks.machine import machine
+from benchmarks.matrix.store import code_digest
 from benchmarks.pages import write_page
 from benchmarks.peers.environment import NO_BART, bart, peer, versions
 from benchmarks.peers.interleaving import CLOCKS
@@ -145,6 +146,7 @@ def run(options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
         "repetitions": options.repetitions,
         "seed": options.seed,
         "precision": options.precision,
+        "code": code_digest(),
     }
     facts: dict[str, str] = {}
     rows: list[Row] = []

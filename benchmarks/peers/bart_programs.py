@@ -20,8 +20,12 @@ REGULARISATIONS = {
 }
 """What ``pics`` penalises: the square, sparse wavelets with random shifts, total variation."""
 
-ITERATIONS = 100
-"""Of ``pics``, whose own 30 leave total variation far from its minimum."""
+ITERATIONS = {"l2": 100, "wavelet": 100, "tv": 1000}
+"""Of ``pics`` at the most. Of total variation, which is by ADMM, the steps of conjugate gradients in all."""
+
+RHO = 0.1
+"""Of that ADMM (``-u``): of the powers of ten the one that comes closest to the minimum on a measured slice.
+After 1000 steps PSNR is within 0.01 dB of that at 0.01, while at 0.001 or BART's own 0.5 it is 0.1 dB off."""
 
 
 def write_cfl(path: Path, array: np.ndarray) -> None:
@@ -59,7 +63,7 @@ def pics(
     maps: np.ndarray,
     weight: float,
     kind: str,
-    iterations: int = ITERATIONS,
+    iterations: int | None = None,
     threads: int = 1,
 ) -> np.ndarray:
     """Reconstruct with ``bart pics``.
@@ -73,8 +77,8 @@ def pics(
         is turned off.
     kind : str
         One of `REGULARISATIONS`.
-    iterations : int
-        Steps at the most.
+    iterations : int, optional
+        Steps at the most; `ITERATIONS` if not given.
     threads : int
         It may use.
 
@@ -91,14 +95,14 @@ def pics(
     if kind not in REGULARISATIONS:
         raise ReconError(f"bart pics penalises {', '.join(REGULARISATIONS)}, not {kind!r}")
     number = f"{weight:.6g}"
-    penalty = ["-R", f"T:3:0:{number}"] if kind == "tv" else [*REGULARISATIONS[kind], number]
+    tv = ["-R", f"T:3:0:{number}", "-u", f"{RHO:g}"]
+    penalty = tv if kind == "tv" else [*REGULARISATIONS[kind], number]
+    steps = str(iterations or ITERATIONS[kind])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_cfl(folder / "kspace", to_bart(y))
         write_cfl(folder / "maps", to_bart(maps))
-        run_bart(
-            ["pics", *penalty, "-w", "1", "-i", str(iterations), "kspace", "maps", "image"], folder, threads
-        )
+        run_bart(["pics", *penalty, "-w", "1", "-i", steps, "kspace", "maps", "image"], folder, threads)
         return np.ascontiguousarray(read_cfl(folder / "image.cfl").reshape(y.shape[-2:], order="F"))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -67,9 +67,11 @@ class Posed:
         """PSNR of an image in the prior's units."""
         return self.score(self.finish(image).numpy())
 
-    def choose(self, solver: str, nfe: int, prior: ScorePrior, seed: int) -> Choice:
-        """What suits a solver best."""
-        return search(solver, nfe, lambda setting: setting.run(self.picture, prior, seed), self.psnr)
+    def choose(self, solver: str, nfe: int, prior: ScorePrior, seeds: Sequence[int]) -> Choice:
+        """What suits a solver best with these seeds."""
+        return search(
+            solver, nfe, seeds, lambda setting, seed: setting.run(self.picture, prior, seed), self.psnr
+        )
 
 
 def pose_mri(problem: Problem, prior: ScorePrior, target: np.ndarray) -> Posed:
@@ -123,7 +125,7 @@ def trimmed(sinogram: Tensor, operator: CTOperator) -> tuple[Tensor, CTOperator]
 class DeepinvMethod:
     """A diffusion solver of deepinv with our prior, at the settings that suit it best or at its defaults.
 
-    Settings are chosen by the first sample against the target ``combined`` of MRI, or the truth of CT.
+    Settings are chosen by its samples' mean PSNR against the target ``combined`` of MRI, or the truth of CT.
     ``DDRM`` needs a singular value decomposition, which an operator of several coils does not have: it
     reconstructs every coil on its own, and the image is the root sum of squares.
 
@@ -188,13 +190,14 @@ class DeepinvMethod:
         return Reconstruction(squares.sqrt(), nfe=nfe, chosen=chosen, num_samples=self.num_samples)
 
     def _sampled(self, posed: Posed, seed: int) -> Reconstruction:
+        seeds = [seed + SEED_STRIDE * index for index in range(self.num_samples)]
         choice = Choice(Setting(self.solver, self.nfe), RETURNED, float("nan"))
         if self.oracle:
-            choice = posed.choose(self.solver, self.nfe, self.prior, seed)
+            choice = posed.choose(self.solver, self.nfe, self.prior, seeds)
         moments, nfe = Moments(), 0
         images = []
-        for index in range(self.num_samples):
-            made = choice.setting.run(posed.picture, self.prior, seed + SEED_STRIDE * index)
+        for one in seeds:
+            made = choice.setting.run(posed.picture, self.prior, one)
             nfe += made.nfe
             images.append(output(made, choice.output))
             moments.add(posed.finish(images[-1]))
@@ -255,7 +258,13 @@ CLASSICAL: dict[str, dict[str, classical.Method]] = {
             "ours", _ours(lambda w: TotalVariation(w, 200)), (-10,), "TotalVariation, 200 steps"
         ),
         "sigpy": _SIGPY["TV"],
-        "BART": classical.Method("BART", _bart("tv"), (-10,), "pics -R T, 100 steps of ADMM"),
+        "BART": classical.Method(
+            "BART",
+            _bart("tv"),
+            (-10,),
+            f"pics -R T, ADMM of at most {bart_programs.ITERATIONS['tv']} conjugate-gradient steps in all, "
+            f"-u {bart_programs.RHO:g}",
+        ),
     },
     "L1-wavelet": {
         "ours": classical.Method("ours", _ours(lambda w: L1Wavelet(w, 100)), (-9,), "L1Wavelet, 100 steps"),

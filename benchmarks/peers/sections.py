@@ -82,6 +82,11 @@ class Rules:
     clock: str = "cpu"
     nfe: tuple[int, ...] = (30,)
 
+    @property
+    def seeds(self) -> range:
+        """A round each, as `compete` takes them."""
+        return range(self.seed, self.seed + self.repetitions)
+
 
 class Store:
     """Groups of rows on disk, one JSON object a line, so that an interrupted run goes on where it was.
@@ -168,7 +173,7 @@ def diffusion(
     contestants = list(ours)
     for solver in solvers:
         default = Choice(Setting(solver, nfe), RETURNED, math.nan)
-        chosen = posed.choose(solver, nfe, prior, rules.seed)
+        chosen = posed.choose(solver, nfe, prior, rules.seeds)
         for kind, choice in (("its defaults", default), ("best setting", chosen)):
 
             def run(seed: int, choice: Choice = choice) -> np.ndarray:

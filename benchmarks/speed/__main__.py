@@ -116,7 +116,12 @@ def parser() -> argparse.ArgumentParser:
         default="brain",
         help="a prior's name or file, or ncsnpp or adm: published architectures with random weights",
     )
-    result.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, else fp32")
+    result.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        nargs="+",
+        help="of the network; overhead goes through all (default: bf16 on a GPU, else fp32)",
+    )
     result.add_argument("--repetitions", type=positive, help="rounds that are counted (default: 5)")
     result.add_argument(
         "--nifti",
@@ -156,7 +161,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         virtual_coils=options.virtual_coils,
         size=options.size or quick.get("size", 320),
         network=options.network,
-        precision=options.precision or ("bf16" if kind == "cuda" else "fp32"),
+        precisions=tuple(options.precision or (["bf16"] if kind == "cuda" else ["fp32"])),
         repetitions=options.repetitions or quick.get("repetitions", 5),
         nifti=options.nifti,
         volume=options.volume or VOLUME[kind],

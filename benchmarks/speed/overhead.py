@@ -31,8 +31,12 @@ LIMIT = {"cpu": 1.25, "cuda": 1.05}
 
 
 def measure(settings: Settings) -> list[Section]:
-    """Overhead for every number of threads, with all coils, with virtual ones, and with fewer steps."""
-    network = load_network(settings.network, settings.precision, settings.device)
+    """Overhead for every precision and number of threads: all coils, virtual ones, and fewer steps."""
+    return [_section(settings, precision) for precision in settings.precisions]
+
+
+def _section(settings: Settings, precision: str) -> Section:
+    network = load_network(settings.network, precision, settings.device)
     scan = scan_of(settings)
     solver = DDS()
     virtual = min(settings.virtual_coils, settings.coils)
@@ -75,39 +79,37 @@ def measure(settings: Settings) -> list[Section]:
         torch.set_num_threads(before)
     least = min(ratios.values())
     threads, label = next(key for key, value in ratios.items() if value == least)
-    return [
-        Section(
-            "overhead",
-            f"Overhead over the network ({network.description})",
-            [
-                "threads",
-                "setting",
-                "network / ms",
-                "A.normal / ms",
-                "sample / s",
-                "sample over network",
-                "the same, processor time",
-                "reconstruct over network",
-                "slice with maps over network",
-                "PSNR / dB",
-            ],
-            rows,
-            [
-                image_note(settings),
-                f"DDS, {solver.nfe} network evaluations, at most {solver.cg_iterations} conjugate-gradient "
-                f"steps each; {settings.repetitions} rounds in turn, medians (minimum–maximum)",
-                f"PSNR of single samples (mean square error averaged over {QUALITY_SAMPLES}) against the "
-                f"truth; a setting counts for the limit if it is within {TOLERANCE} dB of the first",
-            ],
-            [
-                Bar(
-                    f"wall over (NFE × network), {label}, {threads} threads",
-                    least,
-                    LIMIT[settings.device.type],
-                )
-            ],
-        )
-    ]
+    return Section(
+        f"overhead, {precision}",
+        f"Overhead over the network ({network.description})",
+        [
+            "threads",
+            "setting",
+            "network / ms",
+            "A.normal / ms",
+            "sample / s",
+            "sample over network",
+            "the same, processor time",
+            "reconstruct over network",
+            "slice with maps over network",
+            "PSNR / dB",
+        ],
+        rows,
+        [
+            image_note(settings),
+            f"DDS, {solver.nfe} network evaluations, at most {solver.cg_iterations} conjugate-gradient "
+            f"steps each; {settings.repetitions} rounds in turn, medians (minimum–maximum)",
+            f"PSNR of single samples (mean square error averaged over {QUALITY_SAMPLES}) against the "
+            f"truth; a setting counts for the limit if it is within {TOLERANCE} dB of the first",
+        ],
+        [
+            Bar(
+                f"wall over (NFE × network), {precision}, {label}, {threads} threads",
+                least,
+                LIMIT[settings.device.type],
+            )
+        ],
+    )
 
 
 def _times(

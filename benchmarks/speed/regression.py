@@ -1,14 +1,15 @@
 """Whether anything became slower: counts and ratios held to the bounds of ``bounds.yaml``.
 
 Counts are the same on every machine, and tests hold them to their bounds. Ratios of times are for a person to
-run, on a machine that does nothing else; their bounds are wide.
+run, on a machine that does nothing else; their bounds are wide. Those of a slice's parts tests hold too, of
+processor time and to bounds so wide that only a gross regression breaks them.
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,11 @@ import yaml
 
 from benchmarks.speed import imports, operator
 from benchmarks.speed.counts import measure_counts
-from benchmarks.speed.networks import load_network
+from benchmarks.speed.networks import Network, load_network
 from benchmarks.speed.report import Bar, Section
 from benchmarks.speed.scaling import Ranges, all_calls, fitted
 from benchmarks.speed.settings import Settings, noise_of, phantom, scan, solver_problem
-from benchmarks.speed.timing import Spread, in_turn, wall
+from benchmarks.speed.timing import Seconds, Spread, in_turn, wall
 from recon.errors import ReconError
 from recon.sampling import reconstruct
 from recon.solvers.base import Problem
@@ -80,11 +81,11 @@ def held(measured: Mapping[str, float], bounds: Mapping[str, float], what: str) 
     return [Bar(name, value, bounds[name]) for name, value in measured.items()]
 
 
-def ratios(settings: Settings) -> dict[str, float]:
-    """Ratios of times on small problems: medians of rounds in turn."""
-    torch.set_num_threads(settings.threads[0])
+def solver_ratios(
+    settings: Settings, network: Network, clock: Callable[[Sequence[Seconds]], Spread] = wall
+) -> dict[str, float]:
+    """Ratios of times of the parts of a slice, by a clock of `benchmarks.speed.timing`."""
     device = torch.device("cpu")
-    network = load_network(settings.network, settings.precision, device)
     prior, solver = network.prior, DDS(nfe=10)
     one = scan(phantom((settings.size, settings.size)), settings.coils, device)
     ready = one.problem()
@@ -113,7 +114,7 @@ def ratios(settings: Settings) -> dict[str, float]:
             settings.repetitions,
             device,
         )
-        found = {name: wall(values) for name, values in times.items()}
+        found = {name: clock(values) for name, values in times.items()}
     pairs = {
         "DDS sample over its network": ("sample", "network"),
         "reconstruct over DDS sample": ("reconstruct", "sample"),
@@ -121,7 +122,15 @@ def ratios(settings: Settings) -> dict[str, float]:
         "DPS step over DDS step": ("DPS", "sample"),
         "normal, columns, over two FFTs": ("normal", "FFTs"),
     }
-    result = {name: found[own].over(found[other]).median for name, (own, other) in pairs.items()}
+    return {name: found[own].over(found[other]).median for name, (own, other) in pairs.items()}
+
+
+def ratios(settings: Settings) -> dict[str, float]:
+    """Ratios of times on small problems: medians of rounds in turn."""
+    torch.set_num_threads(settings.threads[0])
+    device = torch.device("cpu")
+    network = load_network(settings.network, settings.precision, device)
+    result = solver_ratios(settings, network)
     with tempfile.TemporaryDirectory() as folder:
         calls = all_calls(network, RANGES, device, Path(folder))
         for name in ("slices", "samples"):

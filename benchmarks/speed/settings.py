@@ -41,8 +41,8 @@ class Settings:
         Height and width of the slice.
     network
         Name or file.
-    precision
-        Of the network.
+    precisions
+        Of the network; the first is that of every section but the overhead's, which goes through all.
     repetitions
         Rounds.
     nifti
@@ -63,13 +63,18 @@ class Settings:
     virtual_coils: int = 6
     size: int = 320
     network: str = "brain"
-    precision: str = "fp32"
+    precisions: tuple[str, ...] = ("fp32",)
     repetitions: int = 5
     nifti: NiftiSlice | None = None
     volume: tuple[int, int, int, int] = (4, 6, 192, 160)
     samples: int = 4
     most: int = 4
     psnr: tuple[float, ...] = ()
+
+    @property
+    def precision(self) -> str:
+        """Of the network, in every section but the overhead's."""
+        return self.precisions[0]
 
 
 @dataclass(frozen=True, eq=False)

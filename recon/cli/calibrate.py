@@ -111,7 +111,8 @@ def calibrate(
 
     Every file is undersampled with every mask and reconstructed, and the error of
     the object's pixels is compared with the spread of the samples. What is learned
-    holds for this prior, solver and number of samples, and for data like these.
+    holds for this prior, solver and number of samples, this number of coils, share
+    of the centre and precision, and for data like these.
     Use patients that the prior was not trained on, several of them: the guarantee
     is an average over exchangeable patients.
     """
@@ -128,7 +129,7 @@ def calibrate(
     from recon.cli.progress import progress_bar
     from recon.cli.run import choose_device, collect_files, make_folder, set_threads, solver_of
     from recon.errors import ReconError
-    from recon.mri import MRISettings
+    from recon.mri import MRISettings, calibrated_settings
 
     kinds, accelerations = mask or ["equispaced"], acceleration or [4.0]
     for kind in kinds:
@@ -156,10 +157,11 @@ def calibrate(
     chosen = solver_of(solver, settings or [])
     set_threads(threads)
     place = choose_device(device)
-    loaded, identity = None, None
+    loaded, identity, facts = None, None, None
     if chosen.needs.prior:
         loaded = load_prior(prior, precision=precision, device=place)
         identity = (loaded.contract.name, prior_hash(prior_path(prior)))
+        facts = {"sha256": identity[1], "precision": precision}
     sources = collect_files(files)
     make_folder(out.parent)
 
@@ -174,9 +176,9 @@ def calibrate(
                     loaded,
                     chosen,
                     request,
-                    patient=source.resolve().parent.name if patient == "folder" else source.stem,
+                    patient=str(source.resolve().parent) if patient == "folder" else source.stem,
                     slices=slices,
-                    prior_facts=None if identity is None else {"sha256": identity[1], "precision": precision},
+                    prior_facts=facts,
                     keep=keep,
                     device=place,
                     on_slice=lambda: bar.advance(task),
@@ -184,7 +186,13 @@ def calibrate(
                 bar.advance(task, slices - len(found))  # a file may have fewer
                 evidence += found
     calibration = learn(
-        evidence, name=out.stem, solver=chosen, num_samples=num_samples, prior=identity, nominal=nominal
+        evidence,
+        name=out.stem,
+        solver=chosen,
+        num_samples=num_samples,
+        prior=identity,
+        nominal=nominal,
+        settings=calibrated_settings(requests[0], facts),  # alike in all of them
     )
     calibration.save(out)
 

@@ -49,6 +49,8 @@ def evaluate(
             acquisition=acquisition,
             progress=lambda paths: bar.track(paths, description="scoring"),
         )
+    if acquisition is not None and not (result.volumes or result.missing or result.failed):
+        raise ReconError(f"{targets}: no volume there is of the acquisition {acquisition!r}")
     typer.echo(result.render(), nl=False)
     if json_file is not None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,11 +67,12 @@ def make_folder(folder: Path) -> None:
     ReconError
         If it cannot.
     """
-    probe = folder / ".recon-writable"
+    # A name of its own: processes that share the folder must not remove one another's probe.
+    probe = folder / f".recon-writable-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise ReconError(f"the folder {folder} cannot be written: {error.strerror or error}") from None
 

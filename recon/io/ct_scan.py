@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from operators.ct_geometry import FanBeam, ParallelBeam
+from operators.ct_geometry import FanBeam, ParallelBeam, checked_indices
 from operators.ct_noise import log_transform
+from operators.errors import OperatorError
 from operators.flat_field import flat_dark_correction
 from recon.errors import ReconError
 
@@ -126,9 +127,13 @@ class CTScan:
         if self.geometry is None:
             raise ReconError(f"{self.source}: views cannot be chosen, the scan has no geometry")
         views = self.sinogram.shape[1]
-        chosen = [int(index) for index in indices]
-        if not chosen or min(chosen) < 0 or max(chosen) >= views:
-            raise ReconError(f"{self.source}: views from 0 to {views - 1} can be chosen, got {chosen}")
+        refused = f"{self.source}: views from 0 to {views - 1} can be chosen, got {list(indices)}"
+        try:
+            chosen = checked_indices(indices, views)
+        except OperatorError as error:
+            raise ReconError(f"{refused} ({error})") from error
+        if chosen != list(indices):  # a negative one
+            raise ReconError(refused)
         return dataclasses.replace(
             self, sinogram=self.sinogram[:, chosen], geometry=self.geometry.subset(chosen)
         )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +40,8 @@ __all__ = [
 
 TARGETS = ("reconstruction_esc", "reconstruction_rss")
 DEFAULT_WIDTH = 320
+DAMAGE = (OSError, RuntimeError, KeyError, ValueError)
+"""What h5py raises where a file is damaged: which of them depends on the place."""
 
 Image = TypeVar("Image", torch.Tensor, np.ndarray)
 
@@ -128,7 +130,8 @@ class FastMRIFile:
         self._file = _open_hdf5(self.path)
         self._valid_columns: tuple[int, int] | None = None
         try:
-            self._read_layout()
+            with _reading(f"{self.path}: this HDF5 file"):
+                self._read_layout()
         except BaseException:
             self._file.close()
             raise
@@ -297,12 +300,8 @@ class FastMRIFile:
             raise ReconError(f"{self.path}: there is no slice {index}, the file has {self.num_slices}")
         if not self._file:
             raise ReconError(f"{self.path}: slice {index} of dataset '{name}' was asked of a closed file")
-        try:
+        with _reading(f"{self.path}: slice {index} of dataset '{name}'"):
             return self._file[name][index]
-        except (OSError, RuntimeError) as error:
-            raise ReconError(
-                f"{self.path}: slice {index} of dataset '{name}' cannot be read, it may be damaged ({error})"
-            ) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -633,7 +632,7 @@ def find_target(path: str | Path) -> tuple[str, str | None]:
         If the file is absent, not HDF5, or has no target.
     """
     path = Path(path)
-    with _open_hdf5(path) as file:
+    with _open_hdf5(path) as file, _reading(f"{path}: this HDF5 file"):
         for name in TARGETS:
             if name in file:
                 return name, _text_attribute(file, "acquisition")
@@ -662,14 +661,8 @@ def read_images(path: str | Path, name: str = "reconstruction") -> np.ndarray:
         infinities.
     """
     path = Path(path)
-    with _open_hdf5(path) as file:
-        dataset = _image_dataset(file, name, path)
-        try:
-            images = dataset[()]
-        except (OSError, RuntimeError) as error:
-            raise ReconError(
-                f"{path}: dataset '{name}' cannot be read, the file may be damaged ({error})"
-            ) from error
+    with _open_hdf5(path) as file, _reading(f"{path}: dataset '{name}'"):
+        images = _image_dataset(file, name, path)[()]
     if not np.isfinite(images).all():
         raise ReconError(f"{path}: dataset '{name}' holds NaN or infinite values")
     return images
@@ -689,6 +682,17 @@ def _open_hdf5(path: Path) -> Any:
         hdf5 = h5py.is_hdf5(path)
         problem = f"this HDF5 file cannot be opened ({error})" if hdf5 else "this is not an HDF5 file"
         raise ReconError(f"{path}: {problem}") from error
+
+
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Make a ReconError of whatever h5py raises where a file is damaged."""
+    try:
+        yield
+    except ReconError:
+        raise
+    except DAMAGE as error:
+        raise ReconError(f"{what} cannot be read, it may be damaged ({error})") from error
 
 
 def _dataset(file: Any, name: str, path: Path) -> Any:
@@ -724,5 +728,5 @@ def holds_kspace(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             return "kspace" in file
-    except OSError:
+    except DAMAGE:
         return False  # not HDF5, or a damaged result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from operators.errors import OperatorError
 from operators.espirit import CalibrationWarning, espirit_maps
 from operators.fft import ifftc
+from operators.masks import mask_from_kspace
 from recon.errors import ReconError
 from recon.io.fastmri import EmptySliceError, FastMRIFile, centre_crop, crop_readout
 
@@ -26,11 +28,14 @@ def image_shape(path: str | Path) -> tuple[int, int, int]:
     Raises
     ------
     ReconError
-        Naming the file, if it is no fastMRI file, or undersampled: then it holds no clean image.
+        Naming the file, if it is no fastMRI file, or undersampled, as far as its middle slice tells: then it
+        holds no clean image.
     """
     with FastMRIFile(path) as file:
         if file.mask is not None:
             raise ReconError(f"{file.path} is undersampled (it has a mask), so it holds no clean image")
+        with contextlib.suppress(EmptySliceError):
+            _read_clean(file, file.num_slices // 2)
         return (file.num_slices, *file.target_shape)
 
 
@@ -64,7 +69,7 @@ def read_combined(path: str | Path, start: int, stop: int) -> Tensor:
             raise ReconError(f"{file.path} is undersampled (it has a mask), so it holds no clean image")
         for index in range(start, stop):
             try:
-                kspace = crop_readout(file.read_slice(index).kspace, file.readout_height)
+                kspace = crop_readout(_read_clean(file, index), file.readout_height)
             except EmptySliceError:
                 images.append(torch.zeros(file.target_shape, dtype=torch.complex64))
                 continue
@@ -80,6 +85,21 @@ def read_combined(path: str | Path, start: int, stop: int) -> Tensor:
                 image = (maps.conj() * image).sum(0, keepdim=True)
             images.append(centre_crop(image[0], file.target_shape))
     return torch.stack(images)
+
+
+def _read_clean(file: FastMRIFile, index: int) -> Tensor:
+    """Read a slice of k-space ``(C, H, W)``; ReconError if samples are missing from it."""
+    read = file.read_slice(index)
+    sampled = (read.kspace != 0).any(0) & read.measured
+    try:
+        complete = mask_from_kspace(sampled, valid_columns=file.valid_columns).acceleration == 1
+    except OperatorError as error:
+        raise ReconError(f"{file.path}: slice {index}: {error}") from None
+    if not complete:
+        raise ReconError(
+            f"{file.path} is undersampled (samples of slice {index} are zero), so it holds no clean image"
+        )
+    return read.kspace
 
 
 def slice_energies(path: str | Path) -> Tensor:
@@ -104,7 +124,7 @@ def slice_energies(path: str | Path) -> Tensor:
                 np.square(np.abs(kspace[index, ..., rows, columns])).sum(dtype=np.float64)
                 for index in range(len(kspace))
             ]
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise ReconError(f"{path}: dataset 'kspace' cannot be read, it may be damaged ({error})") from None
     return torch.tensor(energies)
 

@@ -66,8 +66,8 @@ class DAPS:
         Accuracy aimed at with those steps; their number follows from it and from the condition number
         ``1 + (r ||A|| / s)^2``. Zero: always ``cg_iterations``.
     sigma_max, sigma_min
-        First and last noise level. ``None`` for ``sigma_min``: the measurement's noise level, below which the
-        data say no more, within the prior's range.
+        First and last noise level; the first is cut at the prior's largest. ``None`` for ``sigma_min``: the
+        measurement's noise level, below which the data say no more, within the prior's range.
     start
         ``"warm"``: the first image is a conjugate-gradient reconstruction plus noise of the first level.
         ``"noise"``: noise alone.

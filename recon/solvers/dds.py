@@ -88,8 +88,8 @@ class DDS:
         gives the sharpest single images, 1 the spread of the posterior. In the two DDIM steps, the share of
         fresh noise: 0 is deterministic, 1 ancestral (DDPM).
     sigma_max, sigma_min
-        First and last noise level. ``None`` for ``sigma_min``: the measurement's noise level, below which the
-        data say no more, within the prior's range.
+        First and last noise level; the first is cut at the prior's largest. ``None`` for ``sigma_min``: the
+        measurement's noise level, below which the data say no more, within the prior's range.
     start
         ``"warm"``: the first image is a conjugate-gradient reconstruction plus noise of ``sigma_max``, so the
         levels above need no visit (come-closer-diffuse-faster, Chung et al. 2022). ``"noise"``: noise alone.

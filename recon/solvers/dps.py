@@ -50,8 +50,9 @@ class DPS:
     schedule
         ``"karras"`` or ``"vp-linear"``, the paper's, whose levels are fixed by ``nfe`` alone.
     sigma_max, sigma_min
-        First and last noise level of ``"karras"``. ``None`` for ``sigma_min``: the measurement's noise level,
-        below which the data say no more, within the prior's range.
+        First and last noise level of ``"karras"``; the first is cut at the prior's largest. ``None`` for
+        ``sigma_min``: the measurement's noise level, below which the data say no more, within the prior's
+        range.
     start
         ``"warm"``: the first image is a conjugate-gradient reconstruction plus noise of the first level.
         ``"noise"``: noise alone.

@@ -45,8 +45,8 @@ class PnPDM:
     steps
         Evaluations a prior step: ancestral steps from rho down to zero. Few of them lose spread.
     rho_max, rho_min
-        First and smallest coupling. ``None`` for ``rho_min``: the measurement's noise level, within the
-        prior's range.
+        First and smallest coupling; the first is cut at the prior's largest noise level. ``None`` for
+        ``rho_min``: the measurement's noise level, within the prior's range.
     decay
         Factor between one turn's rho and the next one's, until ``rho_min`` is reached. ``None``: such that
         the last turn reaches it.
@@ -56,7 +56,8 @@ class PnPDM:
         Accuracy aimed at with those steps; their number follows from it and from the condition number
         ``1 + (rho ||A|| / s)^2``. Zero: always ``cg_iterations``.
     start
-        ``"warm"``: the first x is a conjugate-gradient reconstruction. ``"noise"``: noise of ``rho_max``.
+        ``"warm"``: the first x is a conjugate-gradient reconstruction. ``"noise"``: noise of the first
+        coupling.
 
     Raises
     ------
@@ -98,14 +99,22 @@ class PnPDM:
         return replace(base, **changes)  # type: ignore[arg-type]
 
     def rhos(self, prior: ScorePrior, noise_std: float) -> list[float]:
-        """Coupling of every turn."""
-        turns, low = self.nfe // self.steps, self.rho_min
+        """Coupling of every turn.
+
+        Raises
+        ------
+        SolverError
+            If ``rho_min`` is above the prior's largest noise level.
+        """
+        turns, low, high = self.nfe // self.steps, self.rho_min, min(self.rho_max, prior.contract.sigma_max)
         if low is None:
-            low = min(max(prior.contract.sigma_min, noise_std), self.rho_max)
+            low = min(max(prior.contract.sigma_min, noise_std), high)
+        elif low > high:
+            raise SolverError(f"PnPDM: rho_min {low} is above the prior's largest noise level, {high}")
         decay = self.decay
         if decay is None:
-            decay = (low / self.rho_max) ** (1 / (turns - 1)) if turns > 1 else 1.0
-        return [max(self.rho_max * decay**turn, low) for turn in range(turns)]
+            decay = (low / high) ** (1 / (turns - 1)) if turns > 1 else 1.0
+        return [max(high * decay**turn, low) for turn in range(turns)]
 
     def sample(
         self,
@@ -124,8 +133,8 @@ class PnPDM:
         Raises
         ------
         SolverError
-            If the operator's adjoint is not matched, the noise level is not positive, or a value stops being
-            finite.
+            If the operator's adjoint is not matched, the noise level is not positive, ``rho_min`` is above
+            the prior's largest, or a value stops being finite.
         """
         check_needs(self, problem, prior)
         numbers = count()
@@ -134,7 +143,7 @@ class PnPDM:
             return noise(next(numbers))
 
         rhos = self.rhos(prior, problem.noise_std)
-        x = problem.unfolded if self.start == "warm" else self.rho_max * draw()
+        x = problem.unfolded if self.start == "warm" else rhos[0] * draw()
         for turn, rho in enumerate(rhos):
             z = self.likelihood_step(problem, x, rho, draw)
             x = self.prior_step(prior, z, rho, draw)

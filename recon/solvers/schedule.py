@@ -38,12 +38,13 @@ def noise_levels(
 ) -> list[float]:
     """Levels of a schedule by its name, ``"karras"`` or ``"vp-linear"``, for a measurement and a prior.
 
-    The levels of ``"vp-linear"`` are fixed by ``nfe`` alone. ``rho`` bends those of ``"karras"``, which end,
-    where ``sigma_min`` is ``None``, at the measurement's noise level, below which the data say no more,
-    within the prior's range.
+    The levels of ``"vp-linear"`` are fixed by ``nfe`` alone. ``rho`` bends those of ``"karras"``, which begin
+    at ``sigma_max``, or at the prior's largest level if that is lower, and end, where ``sigma_min`` is
+    ``None``, at the measurement's noise level, below which the data say no more, within the prior's range.
     """
     if schedule == "vp-linear":
         return vp_linear_sigmas(nfe)
+    sigma_max = min(sigma_max, contract.sigma_max)
     if sigma_min is None:
         known = min(noise_std, sigma_max) if noise_std > 0 else 0.0
         sigma_min = max(contract.sigma_min, known)

@@ -120,6 +120,10 @@ def files(tmp_path):
             with h5py.File(predictions / f"{name}.h5", "w") as file:
                 # One slice too few in file5.
                 file["reconstruction"] = (truth + error)[: 1 if name == "file5" else 2].astype(np.float32)
+                if name == "file1":  # file2 is another program's, which does not say
+                    mask = {"name": "equispaced", "realised_acceleration": 3.456, "calibration": [[13, 27]]}
+                    maps = "ESPIRiT from the calibration region"
+                    file.attrs["provenance"] = json.dumps({"mask": mask, "coil_maps": maps})
     lines = [f"{name},1,No,20,32,8,6,Mass" for name in ("file1", "file2", "file3", "file5", "file9")]
     lines += ["file2,0,No,5,5,9,9,Edema ", "file2,0,No,5,5,9,9,Edema", "file2,0,Yes,,,,,Normal for age"]
     table.write_text(HEADER + "".join(line + "\n" for line in lines))
@@ -141,6 +145,9 @@ def test_from_files_to_the_page(files, tmp_path, capsys):
     assert lines["**all boxes**"][1] == "3"
     assert lines[boxes.OUTSIDE][1] == "3 slices"
     assert lines["Mass"][-1].strip(" |") == "1.00"  # a constant error changes no contrast
+    assert "- acceleration: equispaced, realised ×3.46 (1 volume)\n" in page
+    assert "- coil maps: ESPIRiT from the calibration region; calibration region: 14 (1 volume)\n" in page
+    assert "- acceleration and calibration: not stated by the files of 1 volume\n" in page
     assert "1 repeated lines" in page
     assert "Findings of a whole study, without a box (1 volume): Normal for age." in page
     assert "No reconstruction of 1: file3.h5." in page

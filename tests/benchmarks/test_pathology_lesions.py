@@ -245,15 +245,20 @@ class Network:
     name: str = "network"
     settings: str = "none"
     needs_seed: bool = False
+    by_target: bool = False
 
     def reconstruct(self, case, seed):
         from benchmarks.matrix.base import Reconstruction
 
-        return Reconstruction(case.problem.operator.adjoint(case.problem.y))
+        image = case.problem.operator.adjoint(case.problem.y)
+        if self.by_target:
+            return Reconstruction(torch.ones_like(image), per_target={planted.TARGET: image})
+        return Reconstruction(image)
 
 
-def test_methods_of_the_matrix_take_part(pair):
-    (found,) = planted.run([pair], [("random", 2.0)], [planted.Wrapped(Network())])
+@pytest.mark.parametrize("by_target", [False, True])
+def test_methods_of_the_matrix_take_part_with_their_image_for_the_target(pair, by_target):
+    (found,) = planted.run([pair], [("random", 2.0)], [planted.Wrapped(Network(by_target=by_target))])
     (zero_filled,) = planted.run([pair], [("random", 2.0)], [planted.ZeroFilled()])
     assert found.method == "network"
     assert [f.recovered for f in found.lesions] == [f.recovered for f in zero_filled.lesions]

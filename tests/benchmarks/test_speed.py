@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from scipy.stats import linregress, t
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import imports, regression
+from benchmarks.speed import imports, memory, overhead, regression
 from benchmarks.speed.counts import (
     OperationCounter,
     TensorKeeper,
@@ -25,7 +26,7 @@ from benchmarks.speed.operator import make_calls
 from benchmarks.speed.overhead import psnr
 from benchmarks.speed.quality import Run, fastest
 from benchmarks.speed.report import Bar, Section
-from benchmarks.speed.settings import nifti_image, phantom, scan
+from benchmarks.speed.settings import Settings, nifti_image, phantom, scan
 from benchmarks.speed.throughput import Trial, doublings, out_of_memory
 from benchmarks.speed.timing import (
     DATA,
@@ -35,6 +36,7 @@ from benchmarks.speed.timing import (
     Parts,
     Seconds,
     Spread,
+    cpu,
     fit_exponent,
     in_turn,
     short,
@@ -327,6 +329,17 @@ def test_shared_storage_is_counted_once_and_what_is_gone_not_at_all():
     assert len(views) == 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_kept_samples_would_break_the_bar_of_memory():
+    settings = Settings(coils=2, size=96)
+    two = memory.peak(settings, 2)
+    bars = [
+        memory.growth({2: two, 32: memory.peak(settings, 32, keep_samples=kept)}) for kept in (False, True)
+    ]
+    assert [bar.name for bar in bars] == ["memory, 32 samples over 2"] * 2
+    assert [bar.met for bar in bars] == [True, False]
+
+
 # Imports
 
 
@@ -348,6 +361,28 @@ def test_counts_keep_their_bounds():
     """The regression check of speed in continuous integration: counts, which are the same everywhere."""
     bars = regression.held(measure_counts(), regression.read_bounds()["counts"], "counts")
     assert [str(bar) for bar in bars if not bar.met] == []
+
+
+GROSS = {
+    "DDS sample over its network": 5.5,
+    "reconstruct over DDS sample": 3.2,
+    "maps and noise over DDS sample": 0.3,
+    "DPS step over DDS step": 4.0,
+    "normal, columns, over two FFTs": 5.0,
+}
+"""Three or more times what is usual (1.8, 1.04, 0.08, 1.3, 1.6): no other work on a machine reaches them."""
+
+
+def test_ratios_of_times_show_no_gross_regression():
+    """The ratios that hold on a quiet machine are in `bounds.yaml`; these hold on any, by processor time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        settings = Settings(coils=6, size=96, repetitions=3)
+        found = regression.solver_ratios(settings, load_network("brain", "fp32", "cpu"), cpu)
+    finally:
+        torch.set_num_threads(before)
+    assert [str(bar) for bar in regression.held(found, GROSS, "ratios") if not bar.met] == []
 
 
 def test_a_count_above_its_bound_is_missed(monkeypatch):
@@ -428,6 +463,20 @@ def test_sections_are_chosen_printed_and_written(sections, tmp_path, capsys):
     assert "## Title of imports" in page
     assert str(tmp_path) not in page  # the command is shown without the folders of this machine
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.md"]
+
+
+def test_overhead_goes_through_all_precisions(monkeypatch):
+    options = command.parser().parse_args(["overhead", "--precision", "fp32", "bf16", "--threads", "1"])
+    settings = replace(command.settings_of(options), coils=2, size=32, repetitions=1)
+    assert settings.precision == "fp32"  # of the other sections
+    assert command.settings_of(command.parser().parse_args([])).precisions == ("fp32",)
+    monkeypatch.setattr(overhead, "quality", lambda *arguments: 30.0)
+    monkeypatch.setattr(overhead, "NORMALS", 1)
+    found = overhead.measure(settings)
+    assert [section.name for section in found] == ["overhead, fp32", "overhead, bf16"]
+    for section, precision in zip(found, settings.precisions, strict=True):
+        assert section.title.endswith(f", {precision})")
+        assert precision in section.bars[0].name
 
 
 @pytest.mark.parametrize(

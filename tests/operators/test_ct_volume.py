@@ -101,3 +101,12 @@ def test_the_operator_of_a_slice():
     thick = SliceStack(A, 2) @ ThroughPlaneAverage((4, 8, 9), 2)
     with pytest.raises(OperatorError, match="ThroughPlaneAverage has no operator of a single slice"):
         thick.of_slice(0)
+
+
+def test_a_stack_has_the_data_type_of_what_it_stacks():
+    """Not that of its first buffer, which here are real weights before a complex operator."""
+    mask = torch.ones(8, 8)
+    maps = torch.ones(2, 8, 8, dtype=torch.complex64) / 2**0.5
+    stack = SliceStack(Weighting(torch.ones(2, 8, 8)) @ MulticoilMRI(maps, mask), 3)
+    assert stack.dtype == torch.complex64
+    assert stack.norm() == pytest.approx(1.0, rel=1e-4)

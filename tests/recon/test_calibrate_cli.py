@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import h5py
 import pytest
 import torch
 import typer
@@ -19,7 +20,7 @@ from recon.calibration import Calibration, Evidence, fully_sampled_image
 from recon.calibration_files import evidence_of_file, middle_slices
 from recon.cli.calibrate import calibrate
 from recon.io.fastmri import FastMRIFile, crop_readout
-from recon.mri import MRISettings
+from recon.mri import MRISettings, find_sampling
 from tests.recon import fastmri_files as files
 
 app = typer.Typer()
@@ -65,6 +66,13 @@ def test_files_in_a_calibration_out(tmp_path, prior, run):
     assert (calibration.name, calibration.patients, calibration.slices) == ("scanner", 2, 2)
     assert calibration.prior == {"name": "tiny", "sha256": prior_hash(prior)}
     calibration.check(prior_hash(prior), FAST, 2)
+    assert calibration.settings == {
+        "num_coils": None,
+        "coil_by_coil": False,
+        "center_fraction": 0.3,
+        "precision": "fp32",
+        "prior_config": None,
+    }
     assert [cell.mask for cell in calibration.cells] == ["equispaced"] * 2 + ["random"] * 2
     drawn = [
         make_mask("random", (32, 46), 2.4, center_fraction=0.3, seed=name, valid_columns=(3, 43))
@@ -85,6 +93,13 @@ def test_files_in_a_calibration_out(tmp_path, prior, run):
     # Files of one folder may be one patient's.
     assert run(folder, "--out", again, "--patient", "folder").exit_code == 0
     assert Calibration.load(again).patients == 1
+    # Folders of one name are not one folder.
+    for name in "ab":
+        (tmp_path / name / "scan").mkdir(parents=True)
+        files.knee(tmp_path / name / "scan", f"{name}.h5")
+    scans = (tmp_path / "a" / "scan", tmp_path / "b" / "scan")
+    assert run(*scans, "--out", again, "--patient", "folder").exit_code == 0
+    assert Calibration.load(again).patients == 2
 
 
 def test_evidence_of_a_file(tmp_path, prior):
@@ -97,6 +112,21 @@ def test_evidence_of_a_file(tmp_path, prior):
     assert (found.patient, found.volume, found.mask, found.asked) == ("p", source.stem, "equispaced", 2)
     other = evidence_of_file(source, loaded, FAST, replace(SETTINGS, seed=1), patient="p", slices=1)
     assert not (other[0].mean == found.mean).all()
+
+
+def test_the_truth_needs_every_column(tmp_path, prior):
+    source, loaded = files.knee(tmp_path), load_prior(prior)
+    with FastMRIFile(source) as file:
+        left_out = (~find_sampling(file, SETTINGS).mask.mask[0, 3:43]).nonzero()[:, 0] + 3
+    for index, columns in ((1, left_out[:3]), (0, left_out[3:6])):
+        with h5py.File(source, "r+") as file:
+            for column in columns:
+                file["kspace"][index, ..., int(column)] = 0
+        if index == 1:
+            found = evidence_of_file(source, loaded, FAST, SETTINGS, patient="p", slices=4)
+            assert [evidence.index for evidence in found] == [0]
+    with pytest.raises(ReconError, match=r"file1000001.h5: no slice holds every column that its volume has"):
+        evidence_of_file(source, loaded, FAST, SETTINGS, patient="p", slices=4)
 
 
 def test_kept_evidence_belongs_to_its_settings(tmp_path, prior):

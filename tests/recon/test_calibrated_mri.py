@@ -17,7 +17,7 @@ from recon.calibration import Calibration, learn
 from recon.calibration_files import evidence_of_file
 from recon.cli import main
 from recon.io.fastmri import FastMRIFile
-from recon.mri import MRISettings, SliceResult, reconstruct_file
+from recon.mri import MRISettings, SliceResult, calibrated_settings, reconstruct_file
 from tests.recon import fastmri_files as files
 from tests.recon.test_calibrate_cli import tiny_prior
 
@@ -37,7 +37,8 @@ def calibration(tmp_path_factory, prior):
     source = files.knee(tmp_path_factory.mktemp("full"))
     evidence = evidence_of_file(source, load_prior(prior), FAST, SETTINGS, patient="p", slices=1)
     identity = ("tiny", prior_hash(prior))
-    return learn(evidence, name="site", solver=FAST, num_samples=2, prior=identity)
+    settings = calibrated_settings(SETTINGS, None)
+    return learn(evidence, name="site", solver=FAST, num_samples=2, prior=identity, settings=settings)
 
 
 def run(source, out, prior, settings, **options):
@@ -77,13 +78,29 @@ def test_another_prior_solver_or_mask_is_refused_at_once(tmp_path, prior, calibr
     source, out = files.knee(tmp_path), tmp_path / "out.h5"
     for changes, sentence in (
         ({"num_samples": 3}, "2 samples a slice, not 3"),
-        ({"acceleration": 4.0, "center_fraction": 0.1}, "learned for accelerations from"),
+        (
+            {"acceleration": 4.0, "center_fraction": 0.1, "calibration": replace(calibration, settings={})},
+            "learned for accelerations from",
+        ),
+        ({"center_fraction": 0.2}, "learned with center_fraction=0.3 and not 0.2"),
+        ({"num_coils": 2}, "learned with num_coils=None and not 2"),
+        ({"coil_by_coil": True}, "learned with coil_by_coil=False and not True"),
     ):
         with pytest.raises(ReconError, match=sentence):
-            run(source, out, prior, replace(SETTINGS, calibration=calibration, **changes))
+            run(source, out, prior, replace(SETTINGS, **{"calibration": calibration, **changes}))
     with pytest.raises(ReconError, match="another prior file"):
         reconstruct_file(source, out, load_prior(prior), FAST, replace(SETTINGS, calibration=calibration))
     assert not out.exists()
+
+
+def test_what_a_calibration_depends_on():
+    facts = {"sha256": "ab", "precision": "bf16", "config": "a.yaml", "config_sha256": "cd"}
+    coils = {"num_coils": 4, "coil_by_coil": False}
+    assert calibrated_settings(replace(SETTINGS, num_coils=4), facts) == {
+        **coils, "center_fraction": 0.3, "precision": "bf16", "prior_config": "cd"
+    }  # fmt: skip
+    # The centre of acquired data is not asked for, and nothing is known of a prior that nobody names.
+    assert calibrated_settings(MRISettings(num_coils=4), None) == coils
 
 
 def test_parts_add_up(tmp_path, prior):

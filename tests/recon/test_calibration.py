@@ -397,9 +397,12 @@ def test_gather_holds_a_reconstruction_against_the_fully_sampled_image(tmp_path)
     for name, value in vars(found).items():
         np.testing.assert_array_equal(getattr(again, name), value)
     assert type(again.index) is int
-    (tmp_path / "damaged.npz").write_bytes((tmp_path / "evidence.npz").read_bytes()[:300])
-    with pytest.raises(ReconError, match=r"damaged.npz: this is no stored evidence"):
-        Evidence.load(tmp_path / "damaged.npz")
+    content = (tmp_path / "evidence.npz").read_bytes()
+    garbled = content[:1000] + bytes(200) + content[1200:]
+    for damaged in (content[:300], b"", garbled):
+        (tmp_path / "damaged.npz").write_bytes(damaged)
+        with pytest.raises(ReconError, match=r"damaged.npz: this is no stored evidence"):
+            Evidence.load(tmp_path / "damaged.npz")
     with pytest.raises(ReconError, match="at least 2 samples, got 1"):
         gather(problem, mask, truth, prior, DDS(nfe=4), **{**options, "num_samples": 1})
 
@@ -415,6 +418,11 @@ def test_stored_and_read(tmp_path):
     assert (calibration.patients, calibration.slices) == (2, 2)
     assert calibration.facts["guaranteed"] == pytest.approx(0.6)
     assert json.dumps(calibration.facts)
+    # Files of earlier releases do not say with how many coils: that is not compared then.
+    content = json.loads(path.read_text())
+    assert content.pop("settings") == {}
+    path.write_text(json.dumps(content))
+    Calibration.load(path).check(PRIOR[1], SOLVER, 8, {"num_coils": 4, "coil_by_coil": False})
 
 
 def test_found_by_name_beside_the_prior(tmp_path):
@@ -445,6 +453,7 @@ def test_found_by_name_beside_the_prior(tmp_path):
         (lambda c: c["cells"][0].update(factor="x"), "factor of a calibration must be positive"),
         (lambda c: c["cells"][0].pop("mask"), r"the cell has missing fields \['mask'\]"),
         (lambda c: c.update(solver="DDS"), "'solver' must be an object"),
+        (lambda c: c.update(settings=None), "'settings' must be an object"),
         (lambda c: c["cells"][0].update(left_out=0.8), "'float' object is not iterable"),
         (lambda c: c.update(prior={}), "'prior' must hold 'name' and 'sha256'"),
     ],
@@ -477,6 +486,14 @@ def test_what_it_was_not_learned_with_is_refused():
         calibration.check(PRIOR[1], DDS(nfe=9), 8)
     with pytest.raises(ReconError, match="8 samples a slice, not 4"):
         calibration.check(PRIOR[1], SOLVER, 4)
+    with pytest.raises(ReconError, match="learned with coil_by_coil=False and not True, prior_config=None"):
+        calibration.check(PRIOR[1], SOLVER, 8, {"coil_by_coil": True, "prior_config": "ab", "num_coils": 4})
+    whole = learned([case()], settings={"num_coils": None, "precision": "fp32"})
+    whole.check(PRIOR[1], SOLVER, 8, {"num_coils": None, "precision": "fp32"})
+    with pytest.raises(
+        ReconError, match="learned with num_coils=None and not 4, precision=fp32 and not bf16"
+    ):
+        whole.check(PRIOR[1], SOLVER, 8, {"num_coils": 4, "precision": "bf16"})
     with pytest.raises(ReconError, match="noise_std must be positive"):
         calibration.apply(torch.ones(4, 4), 0.0, mask="random", acceleration=4.0)
     with pytest.raises(ReconError, match="cannot be learned from nothing"):

@@ -27,6 +27,7 @@ from recon import DDS, __version__
 from recon.cli import main
 from recon.cli.mri import MASK_KINDS
 from recon.cli.progress import progress_bar
+from recon.cli.run import make_folder
 from tests.recon import fastmri_files as files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -237,10 +238,19 @@ def truncated(path):
     path.write_bytes(content[: len(content) // 2])
 
 
+def damaged(path):
+    with h5py.File(files.knee(path.parent, path.name)) as file:
+        address = h5py.h5o.get_info(file["ismrmrd_header"].id).addr
+    content = bytearray(path.read_bytes())
+    content[address : address + 8] = bytes(8)
+    path.write_bytes(content)
+
+
 BAD_FILES = {
     "not HDF5": (lambda path: path.write_text("no HDF5"), "this is not an HDF5 file"),
     "empty": (lambda path: path.write_bytes(b""), "this is not an HDF5 file"),
     "truncated": (truncated, "this HDF5 file cannot be opened"),
+    "damaged": (damaged, "this HDF5 file cannot be read, it may be damaged"),
     "absent": (lambda path: None, "there is no such file"),
     "no kspace": (knee_with(without_kspace), "there is no dataset 'kspace'"),
     "real": (replaced(lambda k: k.real), "dataset 'kspace' must be complex, got float32"),
@@ -487,6 +497,19 @@ def test_a_folder_that_cannot_be_written(recon, prior, tmp_path, monkeypatch, co
         assert contents(tmp_path) == before
 
 
+def test_processes_that_make_one_folder_at_once(tmp_path, monkeypatch):
+    folder, touch = tmp_path / "out", Path.touch
+
+    def touch_while_another_starts(path):
+        touch(path)
+        monkeypatch.setattr(Path, "touch", touch)
+        make_folder(folder)
+
+    monkeypatch.setattr(Path, "touch", touch_while_another_starts)
+    make_folder(folder)
+    assert contents(folder) == []
+
+
 def test_which_files_are_meant(recon, prior, tmp_path):
     empty, other, out = tmp_path / "empty", tmp_path / "other", tmp_path / "out"
     empty.mkdir()
@@ -517,6 +540,9 @@ def test_evaluate_says_what_is_wrong(recon, tmp_path):
     assert status == 1
     (line,) = (line for line in stdout.splitlines() if line.startswith("Not scored: "))
     assert line.count(source.name) == 1
+    status, _, stderr = recon("evaluate", source, tmp_path / "out", "--acquisition", "AXT2")
+    assert status == 1
+    assert sentences(stderr) == [f"{source}: no volume there is of the acquisition 'AXT2'"]
 
 
 def test_scores_that_cannot_be_written(recon, tmp_path):

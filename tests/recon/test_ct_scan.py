@@ -70,7 +70,7 @@ def test_views_are_chosen_with_their_angles():
     part = scan().subset([3, 1])
     assert part.geometry.angles == (1.5, 0.5)
     assert torch.equal(part.sinogram, scan().sinogram[:, [3, 1]])
-    for wrong in ([], [4], [-1]):
+    for wrong in ([], [4], [-1], [True, False, True, False], [1.7]):
         with pytest.raises(ReconError, match="views from 0 to 3 can be chosen"):
             scan().subset(wrong)
     with pytest.raises(ReconError, match="no geometry"):

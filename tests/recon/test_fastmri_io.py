@@ -300,6 +300,21 @@ def test_a_damaged_slice(tmp_path):
             file.read_slice(1)
 
 
+@pytest.mark.parametrize("place", ["header", "type"])
+def test_a_damaged_layout(tmp_path, place):
+    path = files.knee(tmp_path)
+    with h5py.File(path) as file:
+        header, kspace = (h5py.h5o.get_info(file[name].id).addr for name in ("ismrmrd_header", "kspace"))
+    content = bytearray(path.read_bytes())
+    if place == "header":
+        content[header : header + 8] = bytes(8)  # h5py raises a KeyError
+    else:
+        content[content.index(b"r\0", kspace)] = 0xFF  # the name of the real part: a UnicodeDecodeError
+    path.write_bytes(content)
+    with pytest.raises(ReconError, match=r"file1000001.h5: this HDF5 file cannot be read, it may be damaged"):
+        FastMRIFile(path)
+
+
 # --- cropping -----------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import nibabel
 import numpy as np
 import pydicom
@@ -14,7 +15,7 @@ from PIL import Image
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from recon.errors import ReconError
-from recon.image_folders import find_volumes, natural_order, split_subjects
+from recon.image_folders import describe_volumes, find_volumes, natural_order, split_subjects
 from recon.io.numpy_files import read_numpy
 from recon.io.pictures import picture_size, read_picture
 from tests.recon import fastmri_files
@@ -96,6 +97,40 @@ def test_numpy(tmp_path):
         read_numpy(tmp_path / "a.npy")
     with pytest.raises(ReconError, match=r"absent.npy: there is no such file"):
         read_numpy(tmp_path / "absent.npy")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"(3, 4, 5)", b"(3, 4, 5("),  # a header that ends in the middle, as a tokenizer sees it
+        (b"'<f8'", b"'<z8'"),
+        (b"(3, 4, 5)", b"(3, 4,-5)"),
+        (b"(3, 4, 5), ", b"(3, 9**9),  "),
+        (b"(3, 4, 5), }        ", b"(3, 999999999999), }"),  # more than any memory
+    ],
+)
+def test_damaged_numpy_files_are_one_problem_each(tmp_path, old, new):
+    np.save(tmp_path / "good.npy", values(3, 4, 5))
+    np.save(tmp_path / "bad.npy", values(3, 4, 5).astype(float))
+    content = (tmp_path / "bad.npy").read_bytes()
+    assert old in content
+    (tmp_path / "bad.npy").write_bytes(content.replace(old, new))
+    (volume,), (problem,) = find_volumes([tmp_path], "mr")
+    assert volume.path == tmp_path / "good.npy"
+    assert "bad.npy" in problem
+    with pytest.raises(ReconError, match=r"bad.npy"):
+        read_numpy(tmp_path / "bad.npy")
+
+
+def test_archives_and_arrays_by_the_names_of_each_other(tmp_path):
+    np.savez(tmp_path / "a.npz", values(4, 5))
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    with pytest.raises(ReconError, match=r"a.npy cannot be read .* it holds an archive of arrays \(.npz\)"):
+        read_numpy(tmp_path / "a.npy")
+    np.save(tmp_path / "b.npy", values(4, 5))
+    (tmp_path / "b.npy").rename(tmp_path / "b.npz")
+    with pytest.raises(ReconError, match=r"b.npz cannot be read .* it holds one array \(.npy\)"):
+        read_numpy(tmp_path / "b.npz", "a")
 
 
 def test_no_code_in_numpy_files_is_run(tmp_path):
@@ -199,14 +234,20 @@ def test_dicom_ct_is_in_hounsfield_units(tmp_path):
         whole(only([tmp_path / "0.dcm"], "ct"))
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR IS")
 def test_damaged_dicom_is_listed(tmp_path):
     dicom(tmp_path / "good.dcm", values(4, 5), 0)
     (tmp_path / "text.dcm").write_text("no image")
     dicom(tmp_path / "movie.dcm", values(4, 5), 1, series="1.9", NumberOfFrames=2)
+    dicom(tmp_path / "number.dcm", values(4, 5), 2)
+    instance = b"\x20\x00\x13\x00IS\x02\x00"
+    whole_file = (tmp_path / "number.dcm").read_bytes()
+    (tmp_path / "number.dcm").write_bytes(whole_file.replace(instance + b"1 ", instance + b"x "))
     (volume,), problems = find_volumes([tmp_path], "mr")
     assert volume.path == tmp_path / "good.dcm"
-    (movie, text) = problems
+    (movie, number, text) = problems
     assert "movie.dcm holds several frames" in movie
+    assert "number.dcm has a damaged header" in number
     assert "text.dcm cannot be read as DICOM" in text
 
 
@@ -266,6 +307,21 @@ def test_undersampled_files_hold_no_clean_image(tmp_path):
         find_volumes([tmp_path], "mr")
 
 
+def test_zeros_instead_of_a_mask_hold_no_clean_image_either(tmp_path):
+    with h5py.File(fastmri_files.undersampled(tmp_path), "r+") as file:
+        del file["mask"]
+    with pytest.raises(ReconError, match=r"is undersampled \(samples of slice 1 are zero\), so it holds no"):
+        find_volumes([tmp_path], "mr")
+    # The middle slice stands for all until they are read.
+    path = fastmri_files.knee(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["kspace"][0, ..., 10:14] = 0
+    volume = only([path])
+    assert volume.read(1, 2).any()
+    with pytest.raises(ReconError, match=r"file1000001.h5 is undersampled \(samples of slice 0 are zero\)"):
+        volume.read(0, 1)
+
+
 # What does not fit
 
 
@@ -316,6 +372,57 @@ def test_subjects_are_the_folders_in_which_volumes_part(tmp_path):
     assert [volume.subject for volume in found] == ["sub-1", "sub-1", "sub-2", "sub-10.npy"]
     given, _ = find_volumes([tmp_path / "a/sub-2", tmp_path / "a/sub-1", tmp_path / "a/sub-1"], "mr")
     assert [volume.subject for volume in given] == ["sub-2", "sub-1", "sub-1"]  # each file once
+
+
+def test_one_person_in_several_formats_is_one_subject(tmp_path):
+    for number in range(4):
+        nifti(tmp_path / f"sub-{number}" / "t1.nii", values(3, 4, 5).astype(np.int16))
+        place = tmp_path / ("sub-0" if number == 3 else f"sub-{number}") / "dicom" / f"{number}.dcm"
+        dicom(place, values(4, 5), 0, series=f"1.{number}", patient="Roe" if number > 1 else f"Doe{number}")
+    for number in range(3):  # a folder of nothing but patients
+        dicom(
+            tmp_path / "more" / f"{number}.dcm", values(4, 5), 0, series=f"2.{number}", patient=f"P{number}"
+        )
+
+    def groups(paths):
+        found, problems = find_volumes(paths, "mr")
+        assert problems == []
+        together: dict[str, set[str]] = {}
+        for volume in found:
+            together.setdefault(volume.subject, set()).add(volume.path.relative_to(tmp_path).as_posix())
+        return together
+
+    together = groups([tmp_path])
+    # Roe's series are in the folders of 0 and of 2, so that these are one person; 3 has no series.
+    zero, two = ({f"sub-{n}/t1.nii", f"sub-{n}/dicom/{n}.dcm"} for n in (0, 2))
+    assert together.pop("sub-0") == zero | two | {"sub-0/dicom/3.dcm"}
+    assert together.pop("sub-1") == {"sub-1/t1.nii", "sub-1/dicom/1.dcm"}
+    assert together.pop("sub-3") == {"sub-3/t1.nii"}
+    assert sorted(map(len, together.values())) == [1, 1, 1]
+    folders = sorted(tmp_path.iterdir())
+    assert groups(folders[::-1]) == groups(folders) == groups([tmp_path])
+    # Where only one subject has other files than DICOM, too.
+    one = groups([tmp_path / "sub-1", tmp_path / "more"])
+    assert one["sub-1"] == {"sub-1/t1.nii", "sub-1/dicom/1.dcm"}
+
+
+def test_volumes_in_few_words(tmp_path):
+    for subject in "ab":
+        (tmp_path / "data" / subject).mkdir(parents=True)
+        np.save(tmp_path / "data" / subject / "v.npy", values(2, 4, 5))
+
+    def words(*paths):
+        return describe_volumes(find_volumes(paths, "mr")[0], paths)
+
+    both, one, other = words(tmp_path / "data"), words(tmp_path / "data/a"), words(tmp_path / "data/b")
+    assert both.startswith("2 volumes (")
+    assert one.startswith("1 volume (")
+    assert len({both, one, other}) == 3
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "data").rename(tmp_path / "disk" / "data")
+    assert words(tmp_path / "disk" / "data") == both  # moved as a whole
+    np.save(tmp_path / "disk" / "data" / "a" / "v.npy", values(3, 4, 5))
+    assert words(tmp_path / "disk" / "data") != both
 
 
 def test_a_tenth_of_the_subjects_is_held_out(tmp_path):

@@ -22,6 +22,7 @@ from recon.mri import (
     reconstruct_file,
     slice_problem,
 )
+from recon.solvers.zero_filled import ZeroFilled
 from tests.recon import fastmri_files as files
 
 UNDERSAMPLED = MRISettings("equispaced", 3.0, center_fraction=0.2, num_samples=2, seed=1)
@@ -123,6 +124,16 @@ def test_what_is_written(tmp_path):
 
     assert "samples" not in reconstruct(source, tmp_path / "out" / "few.h5")[1]
     assert sorted(path.name for path in out.parent.iterdir()) == ["few.h5", "result.h5"]
+
+
+def test_a_solver_without_a_prior_keeps_its_one_image(tmp_path):
+    settings = replace(UNDERSAMPLED, keep_samples=True, num_samples=8)
+    provenance, data = reconstruct(
+        files.knee(tmp_path), tmp_path / "out.h5", settings, prior=None, solver=ZeroFilled()
+    )
+    assert provenance["num_samples"] == 1
+    assert data["samples"].shape == (2, 1, 32, 32)
+    np.testing.assert_allclose(np.abs(data["samples"][:, 0]), data["reconstruction"], rtol=1e-6)
 
 
 def test_nothing_leads_to_the_patient(tmp_path):
@@ -321,6 +332,47 @@ class TestAcquiredUndersampled:
         assert provenance["mask"]["realised_acceleration"] == pytest.approx(2.0, rel=0.15)
         assert data["reconstruction"].shape == (2, 32, 32)
 
+    def test_samples_that_differ_between_slices(self, tmp_path):
+        source = files.knee(tmp_path)
+        with h5py.File(source, "r+") as file:
+            del file["ismrmrd_header"]
+        masks = [make_mask("poisson", (64, 46), 2.0, seed=seed, valid_columns=(3, 43)) for seed in (1, 2)]
+        differ, alike = (
+            changed(
+                source,
+                tmp_path / folder / "a.h5",
+                lambda k, pair=pair: np.multiply(k, np.stack([m.mask.numpy()[None] for m in pair]), out=k),
+            )
+            for folder, pair in (("differ", masks), ("alike", [masks[1]] * 2))
+        )
+        seen: list[SliceResult] = []
+        provenance, data = reconstruct(
+            differ, tmp_path / "out.h5", MRISettings(num_samples=1), on_slice=seen.append
+        )
+        other, expected = reconstruct(alike, tmp_path / "out.h5", MRISettings(num_samples=1))
+        assert all(torch.equal(result.mask, m.mask) for result, m in zip(seen, masks, strict=True))
+        assert data["reconstruction"][1].tobytes() == expected["reconstruction"][1].tobytes()
+        accelerations = [facts["realised_acceleration"] for facts in provenance["slices"]]
+        assert accelerations == [m.acceleration for m in masks]
+        assert provenance["mask"]["realised_acceleration"] == pytest.approx(sum(accelerations) / 2)
+        note = "the samples differ between slices: each slice is reconstructed from its own"
+        assert note in provenance["warnings"]
+        assert note not in other["warnings"]
+
+    def test_samples_that_fill_whole_columns_together(self, tmp_path):
+        masks = [make_mask("poisson", (32, 24), 2.0, seed=seed).mask for seed in range(12)]
+        kspace = files.make_kspace(12, 2, 32, 24) * np.stack([mask.numpy()[None] for mask in masks])
+        source = files.write_file(tmp_path / "a.h5", {"kspace": kspace.astype(np.complex64)})
+        with FastMRIFile(source) as file:
+            sampling = find_sampling(file, MRISettings())
+            assert len(sampling.mask.mask) == 1
+            assert sampling.height == 32
+            for measured, mask in zip(sampling.measured, masks, strict=True):
+                assert measured is not None
+                assert torch.equal(measured, mask)
+            with pytest.raises(ReconError, match=r"a.h5: the data are undersampled already"):
+                find_sampling(file, UNDERSAMPLED)
+
     @pytest.mark.parametrize("keep_mask", [True, False])
     def test_a_second_mask_is_refused(self, tmp_path, keep_mask):
         source = files.undersampled(tmp_path)
@@ -341,6 +393,7 @@ class TestAcquiredUndersampled:
         assert torch.equal(seen[0].mask[0], mask)
         mask[column] = False
         assert torch.equal(seen[1].mask[0], mask)
+        assert provenance["slices"][1]["realised_acceleration"] == 40 / int(mask.sum())
         assert any(note.startswith("slice 1 lacks columns") for note in provenance["warnings"])
 
 

@@ -73,6 +73,16 @@ def test_what_was_not_acquired_does_not_count():
     assert kspace_noise_std(kspace, torch.arange(80) % 2 == 1) == pytest.approx(0.03, rel=0.1)
 
 
+@pytest.mark.parametrize("kind", ["equispaced", "poisson"])
+def test_coils_of_zeros_do_not_count(kind):
+    _, kspace = acquire((96, 80), 8, 0.03)
+    mask = MASKS[kind]((96, 80))
+    live = kspace_noise_std(kspace[:3] * mask, mask)
+    assert live == pytest.approx(0.03, rel=0.1)
+    kspace[3:] = 0
+    assert kspace_noise_std(kspace * mask, mask) == live
+
+
 @pytest.mark.parametrize("c", [4.0, 3.7e-5, 1e-30, 1e20])
 def test_follows_the_unit_of_the_data(c):
     _, kspace = acquire((64, 48), 4, 0.03)

@@ -109,7 +109,8 @@ def test_equal_to_the_dense_recursion(settings, share):
 def test_exact_for_white_images_however_few_the_levels():
     # p(x0 | x) = N(D, r^2 I) then, with r^2 the mean square error of D.
     given = problem(0.6, noise_std=0.3)
-    prior = GaussianPrior(randn(*SHAPE, seed=2), covariance=0.36 * IDENTITY, sigma_min=0.05)
+    mean = randn(*SHAPE, seed=2)
+    prior = GaussianPrior(mean, covariance=0.36 * IDENTITY, sigma_min=0.05, sigma_max=1e4)
     mean, covariance = posterior(given, prior)
     for nfe in (2, 7):
         daps = solver(nfe=nfe, ode_steps=1, start="noise", sigma_max=1e4)

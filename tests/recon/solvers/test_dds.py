@@ -126,7 +126,7 @@ VARIANCE = torch.tensor([[0.01, 0.1], [1.0, 4.0]], dtype=torch.float64)
 
 
 def final_variances(dds, variance=VARIANCE):
-    prior = GaussianPrior(torch.zeros(2, 2, dtype=C128), variance=variance)
+    prior = GaussianPrior(torch.zeros(2, 2, dtype=C128), variance=variance, sigma_max=1e3)
     A = SinglecoilMRI(torch.ones(2, 2)).to(C128)
     given = Problem(torch.zeros(2, 2, dtype=C128), A, 1.0)
     _, covariance = moments_of_the_code(dds, given, prior, 2 * dds.nfe + 1)

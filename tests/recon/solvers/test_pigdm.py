@@ -92,7 +92,7 @@ TAU = 0.6
 
 def white_prior():
     covariance = TAU**2 * torch.eye(N, dtype=C128)
-    return GaussianPrior(randn(*SHAPE, seed=2), covariance=covariance, sigma_min=0.01)
+    return GaussianPrior(randn(*SHAPE, seed=2), covariance=covariance, sigma_min=0.01, sigma_max=40)
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.5, 5.0])

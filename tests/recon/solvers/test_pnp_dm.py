@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from priors import Contract
 from priors.sampling import karras_levels
 from recon.solvers.base import SolverError
 from recon.solvers.pnp_dm import PnPDM
@@ -132,6 +133,10 @@ def test_couplings():
     assert solver(nfe=6, steps=2).rhos(prior, 1e-9)[-1] == pytest.approx(prior.contract.sigma_min)
     assert solver(nfe=6, steps=2).rhos(prior, 7.0) == [1.0, 1.0, 1.0]
     assert solver(nfe=2, steps=2).rhos(prior, 0.01) == [1.0]
+    narrow = Counting(contract=Contract(sigma_max=0.5))
+    assert solver(nfe=6, steps=2, rho_min=0.005).rhos(narrow, 0.1) == pytest.approx([0.5, 0.05, 0.005])
+    with pytest.raises(SolverError, match=r"rho_min 0.7 is above the prior's largest noise level, 0.5"):
+        solver(rho_min=0.7).rhos(narrow, 0.1)
 
 
 def test_published_setting():

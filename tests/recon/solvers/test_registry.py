@@ -402,6 +402,22 @@ def test_noise_levels_that_cross(name):
         solver.sample(problem, gaussian_prior(SHAPE), noise_for(problem, [0]))
 
 
+@every_sampler
+@torch.no_grad()
+def test_no_level_beyond_the_prior_s_is_asked_for(name):
+    class Recording(GaussianPrior):
+        def denoise_channels(self, x, sigma):
+            asked.append(float(sigma.max()))
+            return super().denoise_channels(x, sigma)
+
+    solver = quick(name)
+    asked: list[float] = []
+    problem, prior = problem_for(solver), prior_for(solver)
+    narrow = Recording(prior.mean, spectrum=torch.full(SHAPE, 0.02), sigma_min=0.01, sigma_max=0.2)
+    solver.sample(problem, narrow, noise_for(problem, [0]))
+    assert max(asked) == pytest.approx(0.2)
+
+
 # Weights of the data
 
 

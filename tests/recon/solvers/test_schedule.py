@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from priors import Contract
 from priors.errors import PriorError
 from priors.sampling import karras_levels
 from recon import ReconError
-from recon.solvers.schedule import vp_linear_sigmas
+from recon.solvers.schedule import noise_levels, vp_linear_sigmas
 
 
 @settings(deadline=None, max_examples=30)
@@ -38,6 +39,13 @@ def test_karras_levels_of_the_paper():
 @pytest.mark.parametrize("levels", [karras_levels(1, 2.0, 0.1), karras_levels(1, 2.0, 2.0)])
 def test_a_single_level_is_the_first(levels):
     assert levels == [pytest.approx(2.0), 0.0]
+
+
+def test_levels_stay_within_the_prior_s():
+    narrow = Contract(sigma_min=0.05, sigma_max=0.2)
+    assert noise_levels("karras", 5, 1.0, None, narrow, 0.1) == karras_levels(5, 0.2, 0.1)
+    assert noise_levels("karras", 5, 1.0, None, narrow, 0.7) == pytest.approx([*[0.2] * 5, 0.0])
+    assert noise_levels("karras", 5, 1.0, None, Contract(), 0.1) == karras_levels(5, 1.0, 0.1)
 
 
 @settings(deadline=None, max_examples=30)
