@@ -535,7 +535,7 @@ def reconstruct_ct_file(
         )
         provenance["corrections"] = fixes.facts()
         provenance["simulation"] = None if simulation is None else simulation.facts()
-        kept = settings.num_samples if settings.keep_samples else 0
+        kept = provenance["num_samples"] if settings.keep_samples else 0
         mu_water = None if settings.units == "1/element" else settings.mu_water
         with CTReconstructionWriter(
             out, len(chosen), shape, provenance, units=settings.units, num_samples=kept
@@ -628,7 +628,7 @@ def _provenance(
         **common_facts(solver, prior, prior_facts, device),
         "units": settings.units,
         "seed": settings.seed,
-        "num_samples": settings.num_samples,
+        "num_samples": settings.num_samples if solver.needs.prior else 1,
         "format": file.format,
         "geometry": {
             "name": type(geometry).__name__,

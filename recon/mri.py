@@ -25,7 +25,7 @@ from priors.errors import PriorError
 from recon.calibration import Calibration
 from recon.errors import ReconError
 from recon.io.fastmri import EmptySliceError, FastMRIFile, ReconstructionWriter, centre_crop, crop_readout
-from recon.noise import kspace_noise_std
+from recon.noise import kspace_noise_std, with_noise_floor
 from recon.nullspace import split_posterior
 from recon.posterior import Posterior
 from recon.provenance import common_facts, slice_facts
@@ -65,6 +65,9 @@ class MRISettings:
         the samples.
     split
         Split the mean into what the data determine and what the prior filled in, for a figure.
+    noise_floor
+        Add to the image what noise adds to a root sum of squares (:func:`recon.noise.with_noise_floor`), to
+        be held to targets that have it, as those of fastMRI do.
 
     Raises
     ------
@@ -84,6 +87,7 @@ class MRISettings:
     coil_by_coil: bool = False
     calibration: Calibration | None = None
     split: bool = False
+    noise_floor: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "num_coils"):
@@ -447,6 +451,11 @@ def reconstruct_file(
                     return centre_crop(image.cpu(), file.target_shape)
 
                 mean, std = crop(posterior.mean.abs()), crop(posterior.std)
+                if settings.noise_floor:
+                    coils = int((kspace * slice_mask.mask != 0).flatten(1).any(1).sum())
+                    # Columns that only pad k-space bring no noise into an image.
+                    share = (file.valid_columns[1] - file.valid_columns[0]) / file.shape[1]
+                    mean = with_noise_floor(mean, problem.noise_std * math.sqrt(share), coils)
                 drawn = crop(posterior.samples) if posterior.samples is not None else None
                 writer.write_slice(index, mean, std, drawn if kept else None)
                 if on_slice is not None:
@@ -542,6 +551,7 @@ def _provenance(
         "coil_maps": _coil_maps(file, settings),
         "num_coils": min(settings.num_coils or file.num_coils, file.num_coils),
         "noise_std": "estimated" if settings.noise_std is None else "given",
+        "noise_floor": settings.noise_floor,
         "calibrated_uncertainty": False if settings.calibration is None else settings.calibration.facts,
     }
 

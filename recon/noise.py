@@ -73,3 +73,39 @@ def kspace_noise_std(kspace: Tensor, mask: Tensor) -> float:
         rows = hybrid.abs().transpose(0, 1).flatten(1).median(dim=1).values
         estimates.append(float(torch.quantile(rows.double(), 0.05)) / _MEDIAN)
     return min(estimates)
+
+
+def with_noise_floor(magnitude: Tensor, noise_std: float, num_coils: int) -> Tensor:
+    """Magnitude of an object as a root sum of squares of noisy coil images shows it, on average.
+
+    A root sum of squares adds up the noise of all coils: air is not zero in it, and everything else a little
+    too bright. Targets of fastMRI are such images, so an image without noise is off from them by more than it
+    errs, by several dB where there are many coils.
+
+    Parameters
+    ----------
+    magnitude
+        Root sum of squares without noise, any shape, real.
+    noise_std
+        Of a coil image, per real component, in the same units.
+    num_coils
+        Coils that are added up.
+
+    Returns
+    -------
+    Tensor
+        ``sqrt(magnitude^2 + (2 C - 1) noise_std^2)``, the mean of the noncentral chi distribution to first
+        order in the noise, and within 4 % of it in air from four coils on (Constantinides et al., Magn Reson
+        Med 38:852, 1997).
+
+    Raises
+    ------
+    ReconError
+        If the noise is no number or negative, or there are no coils.
+    """
+    if not 0 <= noise_std < math.inf or num_coils < 1:
+        raise ReconError(
+            f"the noise of a root sum of squares is that of one coil or more and a number that is not "
+            f"negative, not {noise_std} of {num_coils} coils"
+        )
+    return (magnitude.square() + (2 * num_coils - 1) * noise_std**2).sqrt()

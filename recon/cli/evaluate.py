@@ -31,7 +31,8 @@ def evaluate(
     of the same name: 'reconstruction_esc' where it has one (singlecoil), else
     'reconstruction_rss'. Both are cropped to a square of the target's width; PSNR
     and SSIM use the largest value of the target volume. Below the volumes stands
-    their mean ± 2 std.
+    their mean ± 2 std. These targets hold the noise of the measurement, added up over
+    the coils: let recon mri --noise-floor add as much to its images.
 
     A target without a prediction is listed. If a volume cannot be scored, the
     exit status is 1.

@@ -140,6 +140,15 @@ def mri(
             metavar="NAME",
         ),
     ] = None,
+    noise_floor: Annotated[
+        bool,
+        typer.Option(
+            "--noise-floor",
+            help="Add to the images what noise adds to a root sum of squares, as fastMRI's targets have it: "
+            "for recon evaluate, not for reading.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     noise_std: Annotated[
         float | None,
         typer.Option(
@@ -233,6 +242,7 @@ def mri(
         coil_by_coil=coil_by_coil,
         calibration=calibrated,
         split=posterior_figures,
+        noise_floor=noise_floor,
     )
     set_threads(threads)
     place = choose_device(device)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from operators import CTOperator, ParallelBeam, SliceStack, equispaced_angles
 from operators.ct_noise import simulate_transmission
 from priors import GaussianPrior
-from recon import DDS, DDS3D, AdjacentSlices, ReconError
+from recon import DDS, DDS3D, AdjacentSlices, FilteredBackprojection, ReconError
 from recon.cli import app
 from recon.ct import CTSettings, CTSliceResult, ct_problem, reconstruct_ct_file, reconstruct_sinogram
 from recon.solvers import make_solver
@@ -75,6 +75,25 @@ def dxchange(path, slices=SLICES):
         file["exchange/data_white"] = np.full((2, slices, SCAN.num_detectors), PHOTONS, dtype=np.uint16)
         file["exchange/theta"] = np.degrees(SCAN.angles)
     return path
+
+
+def test_a_solver_without_a_prior_keeps_its_one_image(tmp_path):
+    source, settings = dxchange(tmp_path / "scan.h5"), CTSettings(num_samples=2, keep_samples=True)
+    facts = reconstruct_ct_file(
+        source,
+        tmp_path / "out.h5",
+        None,
+        FilteredBackprojection(),
+        settings,
+        size=SIDE,
+        pixel_size=PIXEL,
+        detector_spacing=PIXEL,
+        slices=[1],
+    )
+    assert facts["num_samples"] == 1
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert file["samples"].shape == (1, 1, SIDE, SIDE)
+        np.testing.assert_array_equal(file["samples"][0, 0], file["reconstruction"][0])
 
 
 def test_a_file_is_one_volume_for_a_solver_of_volumes(tmp_path):

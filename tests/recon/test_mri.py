@@ -92,6 +92,7 @@ def test_what_is_written(tmp_path):
         "coil_maps",
         "num_coils",
         "noise_std",
+        "noise_floor",
         "calibrated_uncertainty",
         "device",
         "versions",
@@ -535,6 +536,21 @@ def test_noise_level_can_be_given(tmp_path):
     assert [facts["noise_std"] for facts in provenance["slices"]] == [3e-6, 3e-6]
     estimated, _ = reconstruct(source, tmp_path / "out.h5")
     assert estimated["noise_std"] == "estimated"
+
+
+def test_noise_floor_of_the_targets_can_be_added(tmp_path):
+    """That of all coils, however they were compressed; a file with columns of padding has less of it."""
+    source = files.knee(tmp_path)
+    given = replace(UNDERSAMPLED, noise_std=3e-6, num_coils=2)
+    plain, without = reconstruct(source, tmp_path / "out.h5", given)
+    told, data = reconstruct(source, tmp_path / "out.h5", replace(given, noise_floor=True))
+    assert (plain["noise_floor"], told["noise_floor"]) == (False, True)
+    with FastMRIFile(source) as file:
+        left, right = file.valid_columns
+        variance = (2 * file.num_coils - 1) * 3e-6**2 * (right - left) / file.shape[1]
+    added = data["reconstruction"].astype(float) ** 2 - without["reconstruction"].astype(float) ** 2
+    np.testing.assert_allclose(added, variance, rtol=1e-2)
+    assert same_bits({"s": data["reconstruction_std"]}, {"s": without["reconstruction_std"]})
 
 
 def test_coils_can_be_compressed(tmp_path):

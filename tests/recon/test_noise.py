@@ -9,7 +9,7 @@ from operators import FourierTransform, MulticoilMRI, SinglecoilMRI
 from operators.masks import make_mask
 from operators.simulation import birdcage_maps, simulate_kspace, smooth_phase
 from recon import ReconError
-from recon.noise import estimate_noise, kspace_noise_std
+from recon.noise import estimate_noise, kspace_noise_std, with_noise_floor
 
 
 def acquire(shape, coils, std, seed=0):
@@ -108,3 +108,22 @@ def test_median_of_pure_noise():
     noise = torch.randn(4, 200, 200, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
     # Torch's complex normal numbers have E|z|^2 = 1.
     assert kspace_noise_std(noise, torch.ones(200)) == pytest.approx(math.sqrt(0.5), rel=0.05)
+
+
+@pytest.mark.parametrize("coils", [1, 4, 15])
+def test_noise_floor_is_the_mean_of_noisy_roots_of_sums_of_squares(coils):
+    """Against draws: exact to first order where there is signal, and near in air where coils are several."""
+    std, generator = 0.3, torch.Generator().manual_seed(coils)
+    for magnitude in (0.0, 1.0, 3.0):
+        signal = torch.full((coils,), magnitude / math.sqrt(coils), dtype=torch.complex128)
+        draws = torch.view_as_complex(
+            std * torch.randn(40_000, coils, 2, generator=generator, dtype=torch.float64)
+        )
+        mean = (signal + draws).abs().square().sum(1).sqrt().mean()
+        floor = with_noise_floor(torch.tensor(magnitude).double(), std, coils)
+        tolerance = 0.01 if magnitude > 0 else {1: 0.21, 4: 0.05, 15: 0.02}[coils]
+        assert float(floor) == pytest.approx(float(mean), rel=tolerance)
+    assert torch.equal(with_noise_floor(torch.ones(2), 0.0, coils), torch.ones(2))
+    for wrong in ((-1.0, 2), (math.nan, 2), (0.1, 0)):
+        with pytest.raises(ReconError, match="noise of a root sum of squares"):
+            with_noise_floor(torch.ones(2), *wrong)
