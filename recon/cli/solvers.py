@@ -27,7 +27,7 @@ def solvers(
         kind = solver_class(key)
         document = inspect.getdoc(kind) or ""
         presets = [preset for preset in PRESETS if hasattr(kind, preset)]
-        typer.echo(f"{key}: {document.partition(chr(10))[0]}")
+        typer.echo(f"{key} ({kind.__name__}): {document.partition(chr(10))[0]}")
         settings = ", ".join(f"{item.name}={item.default}" for item in fields(kind))  # type: ignore[arg-type]
         typer.echo(f"    settings: {settings or 'none'}")
         if presets:

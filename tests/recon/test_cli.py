@@ -18,16 +18,18 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from operators.errors import OperatorError
 from operators.masks import make_mask
 from priors import Contract, DenoisingUNet, NetworkPrior, NetworkSettings, save_prior
 from priors.files import prior_hash
 from recon import DDS, __version__
-from recon.cli import main
+from recon.cli import app, main
 from recon.cli.mri import MASK_KINDS
 from recon.cli.progress import progress_bar
 from recon.cli.run import make_folder
+from recon.solvers import SOLVERS
 from tests.recon import fastmri_files as files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -720,3 +722,12 @@ def test_progress_bar_on_a_terminal(capsys, monkeypatch):
     printed = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
     assert "file[1].h5" in printed
     assert "2/4 slices" in printed
+
+
+def test_solvers_are_listed_with_their_classes_and_settings():
+    listed = CliRunner().invoke(app, ["solvers"]).output
+    for key, path in SOLVERS.items():
+        assert f"{key} ({path.rpartition('.')[2]}): " in listed
+    one = CliRunner().invoke(app, ["solvers", "ula"]).output
+    assert one.startswith("ula (AnnealedLangevin): ")
+    assert "sigma_min=" in one
