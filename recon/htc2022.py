@@ -90,7 +90,7 @@ MISFIT = 1.0
 ALIKE = 4.0
 """Summed squared difference below which two candidates are one."""
 
-EDGE, AROUND, WRONG = 0.7, 24.0, 0.25
+EDGE, AROUND, WRONG = 0.7, 24.0, 0.22
 """Pixels of the challenge's images by which edges are off, and over which material is counted around a pixel;
 weight of the latter at 30 degrees."""
 

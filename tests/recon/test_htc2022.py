@@ -263,7 +263,7 @@ def test_probabilities_are_doubtful_where_the_truth_may_be_elsewhere():
     rim, inside = (255, 255 - 198), (255, 255 - 100)
     assert float(wide.probability[rim]) > 0.999
     assert float(short.probability[rim]) == pytest.approx(
-        1 - 0.25 * (0.5 - 0.5 * math.erf(4 / 24 / 2**0.5)), abs=0.01
+        1 - 0.22 * (0.5 - 0.5 * math.erf(4 / 24 / 2**0.5)), abs=0.01
     )
     assert float(short.probability[inside]) > 0.999
 
