@@ -79,7 +79,7 @@ STALL, PATIENCE = 0.995, 6
 
 NARROW, SEARCHES = math.radians(45), 2
 """Within an arc narrower than this searches end differently: so many are made, and then one from what all of
-them found."""
+them found. So they are where the first ends with an image that is ruled out."""
 
 MOST_VIEWS = 60
 """Views used at the most; more of them say the same again."""
@@ -239,8 +239,7 @@ def search(
     )
     source = Source(p, operator, prior, asked.noise_std or NOISE, asked.seed, key, torch.device(device))
     count = asked.num_samples
-    searches = SEARCHES if arc_of(geometry) < NARROW else 1
-    most = searches * (solver.nfe + ROUNDS * AGAIN.nfe) + (searches > 1) * ROUNDS * AGAIN.nfe
+    most = SEARCHES * (solver.nfe + ROUNDS * AGAIN.nfe) + ROUNDS * AGAIN.nfe
     done = 0
 
     def stepped(_step: int, _steps: int) -> None:
@@ -250,10 +249,12 @@ def search(
             on_progress(done, most)
 
     found: list[Candidate] = []
-    for number in range(searches):
+    for number in range(SEARCHES):
         first = source.draw(PATH_LENGTH, solver, None, count, f"{number}/0", stepped)
         found += evolved(source, first, count, f"{number}", stepped)
-    if searches > 1:
+        if arc_of(geometry) >= NARROW and found[0].misfit <= MISFIT:
+            break
+    else:
         found = evolved(source, found, count, "all", stepped)
     if on_progress is not None:
         on_progress(most, most)

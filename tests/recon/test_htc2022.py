@@ -171,7 +171,7 @@ def test_the_search_goes_on_from_what_fits_best(scan, quick, monkeypatch):
     assert torch.equal(found[0].image, again[0].image)
     steps = [done for done, _ in told]
     assert steps == sorted(steps)
-    assert told[-1] == (8 + 2 * 4,) * 2
+    assert told[-1] == (2 * (8 + 2 * 4) + 2 * 4,) * 2
 
 
 def test_within_narrow_arcs_a_search_goes_on_from_what_two_have_found(scan, quick, monkeypatch):
@@ -194,6 +194,12 @@ def test_within_narrow_arcs_a_search_goes_on_from_what_two_have_found(scan, quic
     assert found[0].energy <= min(one.energy for one in pool)
     assert min(one.energy for one in pool) <= min(one.energy for first in firsts for one in first)
     assert told[-1] == (2 * (8 + 4) + 4,) * 2
+    # Within wide ones only if the first ends with an image that is ruled out.
+    for misfit, names in ((math.inf, ["0"]), (0.0, ["0", "1", "all"])):
+        starts.clear()
+        monkeypatch.setattr(htc2022, "MISFIT", misfit)
+        search(scan, Majority(), quick, CTSettings(num_samples=2, arc=math.pi / 2))
+        assert [name for name, _ in starts] == names
 
 
 def test_an_arc_may_run_through_zero():
