@@ -321,12 +321,10 @@ class LinearOperator(nn.Module):
             )
 
 
-class Adjoint(LinearOperator):
-    """The adjoint of an operator, seen as an operator."""
+class Wrapper(LinearOperator):
+    """What an operator that is made of one other takes from it, as the other is at the time."""
 
-    def __init__(self, operator: LinearOperator):
-        super().__init__(operator.range_shape, operator.domain_shape, operator.batch_shape)
-        self.operator = operator
+    operator: LinearOperator
 
     @property
     def matched_adjoint(self) -> bool:  # type: ignore[override]
@@ -335,8 +333,16 @@ class Adjoint(LinearOperator):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Data type of the operator."""
+        """Data type of the operator's domain."""
         return self.operator.dtype
+
+
+class Adjoint(Wrapper):
+    """The adjoint of an operator, seen as an operator."""
+
+    def __init__(self, operator: LinearOperator):
+        super().__init__(operator.range_shape, operator.domain_shape, operator.batch_shape)
+        self.operator = operator
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.operator.adjoint(x)
@@ -421,7 +427,7 @@ class Sum(LinearOperator):
         return self.first.adjoint(y) + self.second.adjoint(y)
 
 
-class Scaled(LinearOperator):
+class Scaled(Wrapper):
     """``c * A`` for a real or complex number ``c``."""
 
     def __init__(self, operator: LinearOperator, scalar: complex):
@@ -429,16 +435,6 @@ class Scaled(LinearOperator):
         self.operator = operator
         # A number without imaginary part stays real, so that real tensors stay real.
         self.scalar = scalar if isinstance(scalar, complex) and scalar.imag else scalar.real
-
-    @property
-    def matched_adjoint(self) -> bool:  # type: ignore[override]
-        """Whether the operator's adjoint is matched."""
-        return self.operator.matched_adjoint
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Data type of the operator's domain."""
-        return self.operator.dtype
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.scalar * self.operator(x)

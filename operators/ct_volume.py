@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from operators.base import LinearOperator, Shape, check_slice, linear_function
+from operators.base import LinearOperator, Shape, Wrapper, check_slice, linear_function
 from operators.errors import OperatorError
 
 
-class SliceStack(LinearOperator):
+class SliceStack(Wrapper):
     """An operator applied to each slice of a volume, ``(D, *domain)`` to ``(D, *range)``.
 
     All slices go through the operator at once, as a batch, and a system matrix is read once for all of them.
@@ -40,16 +40,6 @@ class SliceStack(LinearOperator):
             raise OperatorError(f"num_slices of SliceStack is positive, got {num_slices}.")
         super().__init__((num_slices, *operator.domain_shape), (num_slices, *operator.range_shape))
         self.operator = operator
-
-    @property
-    def matched_adjoint(self) -> bool:  # type: ignore[override]
-        """Whether the operator's adjoint is matched."""
-        return self.operator.matched_adjoint
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Data type of the operator's domain."""
-        return self.operator.dtype
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.operator(x)
