@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -321,23 +322,26 @@ class LinearOperator(nn.Module):
             )
 
 
-class Wrapper(LinearOperator):
-    """What an operator that is made of one other takes from it, as the other is at the time."""
+class Compound(LinearOperator):
+    """What an operator that is made of others takes from them, as they are at the time."""
 
-    operator: LinearOperator
+    @property
+    def parts(self) -> Iterable[LinearOperator]:
+        """The others, each once."""
+        return self.children()  # type: ignore[return-value]
 
     @property
     def matched_adjoint(self) -> bool:  # type: ignore[override]
-        """Whether the operator's adjoint is matched."""
-        return self.operator.matched_adjoint
+        """Whether the adjoints of all parts are matched."""
+        return all(part.matched_adjoint for part in self.parts)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Data type of the operator's domain."""
-        return self.operator.dtype
+        """That of all parts; real weights take complex numbers too, but no MRI operator takes real ones."""
+        return functools.reduce(torch.promote_types, (part.dtype for part in self.parts))
 
 
-class Adjoint(Wrapper):
+class Adjoint(Compound):
     """The adjoint of an operator, seen as an operator."""
 
     def __init__(self, operator: LinearOperator):
@@ -356,7 +360,7 @@ class Adjoint(Wrapper):
         return self.operator
 
 
-class Composition(LinearOperator):
+class Composition(Compound):
     """``A @ B``: first ``B``, then ``A``."""
 
     def __init__(self, outer: LinearOperator, inner: LinearOperator):
@@ -368,16 +372,6 @@ class Composition(LinearOperator):
         super().__init__(inner.domain_shape, outer.range_shape, _common_batch(outer, inner))
         self.outer = outer
         self.inner = inner
-
-    @property
-    def matched_adjoint(self) -> bool:  # type: ignore[override]
-        """Whether the adjoints of both are matched."""
-        return self.outer.matched_adjoint and self.inner.matched_adjoint
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Data type of the domain: complex if that of one of them is."""
-        return _common_dtype(self.outer, self.inner)
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.outer(self.inner(x))
@@ -396,7 +390,7 @@ class Composition(LinearOperator):
         return self.outer.of_slice(index) @ self.inner.of_slice(index)
 
 
-class Sum(LinearOperator):
+class Sum(Compound):
     """``A + B`` of two operators with the same domain and the same range."""
 
     def __init__(self, first: LinearOperator, second: LinearOperator):
@@ -410,16 +404,6 @@ class Sum(LinearOperator):
         self.first = first
         self.second = second
 
-    @property
-    def matched_adjoint(self) -> bool:  # type: ignore[override]
-        """Whether the adjoints of both are matched."""
-        return self.first.matched_adjoint and self.second.matched_adjoint
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Data type of the domain: complex if that of one of them is."""
-        return _common_dtype(self.first, self.second)
-
     def _forward(self, x: Tensor) -> Tensor:
         return self.first(x) + self.second(x)
 
@@ -427,7 +411,7 @@ class Sum(LinearOperator):
         return self.first.adjoint(y) + self.second.adjoint(y)
 
 
-class Scaled(Wrapper):
+class Scaled(Compound):
     """``c * A`` for a real or complex number ``c``."""
 
     def __init__(self, operator: LinearOperator, scalar: complex):
@@ -457,7 +441,7 @@ class Scaled(Wrapper):
         return f"{self.scalar} *, {super().extra_repr()}"
 
 
-class Stack(LinearOperator):
+class Stack(Compound):
     """Operators over one domain side by side; made by `stack`."""
 
     def __init__(self, operators: Sequence[LinearOperator]):
@@ -477,14 +461,9 @@ class Stack(LinearOperator):
         self._axis = -len(self.range_shape)
 
     @property
-    def matched_adjoint(self) -> bool:  # type: ignore[override]
-        """Whether the adjoints of all are matched."""
-        return all(operator.matched_adjoint for operator in self.operators)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Data type of the domain: complex if that of one of them is."""
-        return _common_dtype(*self.operators)
+    def parts(self) -> Iterable[LinearOperator]:
+        """The operators."""
+        return self.operators
 
     def _forward(self, x: Tensor) -> Tensor:
         parts = torch.broadcast_tensors(*(operator(x) for operator in self.operators))
@@ -612,14 +591,6 @@ def _common_batch(*operators: LinearOperator) -> Shape:
     for operator in operators[1:]:
         batch = broadcast_batches(batch, operator.batch_shape, name, type(operator).__name__)
     return batch
-
-
-def _common_dtype(*operators: LinearOperator) -> torch.dtype:
-    """Data type that all take; real weights take complex numbers too, but no MRI operator real ones."""
-    dtype = operators[0].dtype
-    for operator in operators[1:]:
-        dtype = torch.promote_types(dtype, operator.dtype)
-    return dtype
 
 
 def _total(parts: list[Tensor]) -> Tensor:

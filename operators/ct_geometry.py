@@ -418,6 +418,12 @@ def checked_indices(indices: Iterable[int], count: int) -> list[int]:
     return [i % count for i in kept]
 
 
+def view_gaps(angles: np.ndarray, period: float) -> np.ndarray:
+    """Distance from each angle to the next, in increasing order, the last one back to the first."""
+    turned = np.sort(np.mod(angles, period))
+    return np.append(np.diff(turned), turned[0] + period - turned[-1])
+
+
 def usual_gap(gaps: np.ndarray) -> float:
     """Distance between neighbouring views, of gaps that may contain where nothing was measured.
 

@@ -98,7 +98,7 @@ def _with_slack(array: Tensor) -> Tensor:
     end = (array.storage_offset() + array.numel()) * array.element_size()
     if array.is_contiguous() and array.untyped_storage().nbytes() >= end + _SLACK:
         return array
-    room = array.new_zeros(array.numel() + _SLACK // array.element_size())
+    room = array.new_empty(array.numel() + _SLACK // array.element_size())
     return room[: array.numel()].copy_(array)
 
 

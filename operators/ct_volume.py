@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from operators.base import LinearOperator, Shape, Wrapper, check_slice, linear_function
+from operators.base import Compound, LinearOperator, Shape, check_slice, linear_function
 from operators.errors import OperatorError
 
 
-class SliceStack(Wrapper):
+class SliceStack(Compound):
     """An operator applied to each slice of a volume, ``(D, *domain)`` to ``(D, *range)``.
 
     All slices go through the operator at once, as a batch, and a system matrix is read once for all of them.

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from operators.ct import CTOperator
-from operators.ct_geometry import LARGEST_GAP, FanBeam, ParallelBeam, usual_gap
+from operators.ct_geometry import LARGEST_GAP, FanBeam, ParallelBeam, usual_gap, view_gaps
 from operators.errors import OperatorError
 
 # Apodisation of the ramp: f is the frequency as a fraction of the cut-off, 0 to 1.
@@ -128,18 +128,12 @@ def _view_widths(angles: np.ndarray, period: float) -> np.ndarray:
     if len(angles) == 1:
         return np.array([period])
     order = np.argsort(np.mod(angles, period), kind="stable")
-    ahead = _gaps(angles, period)
+    ahead = view_gaps(angles, period)
     usual = usual_gap(ahead)
     reach = np.where(ahead > LARGEST_GAP * usual, usual, ahead) / 2
     widths = np.empty_like(reach)
     widths[order] = reach + np.roll(reach, 1)
     return widths
-
-
-def _gaps(angles: np.ndarray, period: float) -> np.ndarray:
-    """Distance from each angle to the next, in increasing order, the last one back to the first."""
-    turned = np.sort(np.mod(angles, period))
-    return np.append(np.diff(turned), turned[0] + period - turned[-1])
 
 
 def _redundancy(angles: np.ndarray, gamma: np.ndarray) -> np.ndarray:
@@ -148,7 +142,7 @@ def _redundancy(angles: np.ndarray, gamma: np.ndarray) -> np.ndarray:
     The ray (β, γ) runs along the line of (β + π - 2γ, -γ), in the other direction. With a function c of β
     that is smooth and 0 beyond the arc, the share is ``c(β) / (c(β) + c(β + π - 2γ))``.
     """
-    gaps = _gaps(angles, 2 * math.pi)
+    gaps = view_gaps(angles, 2 * math.pi)
     usual = usual_gap(gaps)
     if gaps.max() <= LARGEST_GAP * usual:
         return np.full((len(angles), len(gamma)), 0.5)
@@ -173,7 +167,7 @@ def _is_offset_turn(geometry: ParallelBeam | FanBeam) -> bool:
 
     The lines that pass its short side are then measured once, by the other side half a turn later.
     """
-    gaps = _gaps(np.array(geometry.angles), 2 * math.pi)
+    gaps = view_gaps(np.array(geometry.angles), 2 * math.pi)
     all_around = gaps.max() < math.pi and gaps.max() <= LARGEST_GAP * usual_gap(gaps)
     return bool(all_around) and abs(geometry.detector_offset) > geometry.detector_spacing
 

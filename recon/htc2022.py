@@ -27,7 +27,7 @@ from torch import Tensor
 from operators.base import seeded_noise
 from operators.beam_hardening import BeamHardeningCorrection
 from operators.ct import CTOperator
-from operators.ct_geometry import FanBeam
+from operators.ct_geometry import FanBeam, view_gaps
 from operators.errors import OperatorError
 from operators.weighting import DirectionWhitening
 from priors.base import ScorePrior
@@ -177,9 +177,7 @@ def segment(
 
 def arc_of(geometry: FanBeam) -> float:
     """Arc in radians that the views span: a turn less the widest gap between neighbours."""
-    angles = sorted(angle % math.tau for angle in geometry.angles)
-    gaps = (after - before for before, after in zip(angles, [*angles[1:], angles[0] + math.tau], strict=True))
-    return math.tau - max(gaps)
+    return math.tau - float(view_gaps(np.array(geometry.angles), math.tau).max())
 
 
 def search(

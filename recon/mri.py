@@ -25,7 +25,7 @@ from priors.errors import PriorError
 from recon.calibration import Calibration
 from recon.errors import ReconError
 from recon.io.fastmri import EmptySliceError, FastMRIFile, ReconstructionWriter, centre_crop, crop_readout
-from recon.noise import kspace_noise_std, with_noise_floor
+from recon.noise import kspace_noise_std, live_coils, with_noise_floor
 from recon.nullspace import split_posterior
 from recon.posterior import Posterior
 from recon.provenance import common_facts, slice_facts
@@ -452,7 +452,7 @@ def reconstruct_file(
 
                 mean, std = crop(posterior.mean.abs()), crop(posterior.std)
                 if settings.noise_floor:
-                    coils = int((kspace * slice_mask.mask != 0).flatten(1).any(1).sum())
+                    coils = int(live_coils(kspace * slice_mask.mask).sum())
                     # Columns that only pad k-space bring no noise into an image.
                     share = (file.valid_columns[1] - file.valid_columns[0]) / file.shape[1]
                     mean = with_noise_floor(mean, problem.noise_std * math.sqrt(share), coils)

@@ -30,6 +30,11 @@ def estimate_noise(y: Tensor, operator: LinearOperator) -> float:
     return kspace_noise_std(y, mask)
 
 
+def live_coils(kspace: Tensor) -> Tensor:
+    """Which coils of k-space ``(C, H, W)`` measured anything, bool ``(C,)``: not those of zeros."""
+    return (kspace != 0).flatten(1).any(1)
+
+
 def kspace_noise_std(kspace: Tensor, mask: Tensor) -> float:
     """Noise standard deviation per real component of Cartesian k-space.
 
@@ -58,7 +63,7 @@ def kspace_noise_std(kspace: Tensor, mask: Tensor) -> float:
     """
     height, width = kspace.shape[-2:]
     coils = kspace.reshape(-1, height, width)
-    coils = coils[(coils != 0).flatten(1).any(1)]
+    coils = coils[live_coils(coils)]
     sampled = mask.to(kspace.device).bool().expand(height, width) & (coils != 0).any(0)
     if not bool(sampled.any()):
         raise ReconError("no entry of k-space is both sampled and different from zero")

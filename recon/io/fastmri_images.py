@@ -16,7 +16,7 @@ from operators.espirit import CalibrationWarning, espirit_maps
 from operators.fft import ifftc
 from operators.masks import mask_from_kspace
 from recon.errors import ReconError
-from recon.io.fastmri import EmptySliceError, FastMRIFile, centre_crop, crop_readout
+from recon.io.fastmri import DAMAGE, EmptySliceError, FastMRIFile, centre_crop, crop_readout
 
 _CALIBRATION = 24
 """Rows and columns in the middle of k-space that coil maps are made from."""
@@ -124,7 +124,7 @@ def slice_energies(path: str | Path) -> Tensor:
                 np.square(np.abs(kspace[index, ..., rows, columns])).sum(dtype=np.float64)
                 for index in range(len(kspace))
             ]
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except DAMAGE as error:
         raise ReconError(f"{path}: dataset 'kspace' cannot be read, it may be damaged ({error})") from None
     return torch.tensor(energies)
 
